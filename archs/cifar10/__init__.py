@@ -1,0 +1,14 @@
+"""CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour photographs, 32x32, 10 classes."""
+
+from torch import from_numpy
+from torchvision.datasets import CIFAR10
+
+CHANNELS, SIZE, CLASSES = 3, 32, 10
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images' pixels in 0..1
+VAL_SIZE = 5000
+FILES = [f"{CIFAR10.base_folder}/{name}" for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+
+
+def load(data_dir, train):
+    data = CIFAR10(data_dir, train=train, download=True)  # reads files of the published checksums only
+    return from_numpy(data.data).permute(0, 3, 1, 2), data.targets

@@ -1,0 +1,14 @@
+"""CIFAR-100 (Krizhevsky, 2009): 50,000 + 10,000 colour photographs, 32x32, 100 classes."""
+
+from torch import from_numpy
+from torchvision.datasets import CIFAR100
+
+CHANNELS, SIZE, CLASSES = 3, 32, 100
+MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)  # of the training images' pixels in 0..1
+VAL_SIZE = 5000
+FILES = [f"{CIFAR100.base_folder}/{name}" for name, _ in CIFAR100.train_list + CIFAR100.test_list]
+
+
+def load(data_dir, train):
+    data = CIFAR100(data_dir, train=train, download=True)  # reads files of the published checksums only
+    return from_numpy(data.data).permute(0, 3, 1, 2), data.targets

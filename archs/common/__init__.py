@@ -1,0 +1,1 @@
+"""Architectures for every dataset: one file each, with build(channels, size, classes) -> nn.Module."""
