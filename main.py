@@ -141,7 +141,7 @@ def prune(weights, masks, percent, scope="layer"):
         for name in group:
             counts[percents[name]] += int(masks[name].sum())
         count = round(sum(percent / 100 * n for percent, n in counts.items()))
-        smallest = magnitude[survivors].argsort(stable=True)[:count]
+        smallest = magnitude[survivors].topk(count, largest=False, sorted=False).indices
         alive[survivors[smallest]] = False
         for name, mask in zip(group, alive.split([masks[name].numel() for name in group]), strict=True):
             pruned[name] = mask.view_as(masks[name])

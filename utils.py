@@ -263,7 +263,7 @@ class Log:
                 self.writer.add_histogram(f"surviving/{name}", state[name][mask].cpu().numpy(), round_)
         first = next(iter(masks.values()))
         if first.dim() == 2:  # fully connected to the pixels
-            self.writer.add_image("connections per pixel", connections(first), round_, dataformats="HW")
+            self.writer.add_image("ticket/connections_per_pixel", connections(first), round_, dataformats="HW")
         self.writer.close()
 
 

@@ -1,0 +1,60 @@
+"""What several tests need: the repository on the path, a way to run its commands, and small runs of the experiment."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import main  # noqa: E402
+
+
+def command(*args, cwd=ROOT, timeout=120):
+    """Run `python3 args...` as a user does; returns .returncode, .stdout and .stderr."""
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, timeout=timeout, capture_output=True, text=True)
+
+
+class QuietLog:
+    """Stands in for utils.Log: keeps the rows, writes nothing."""
+
+    def __init__(self):
+        self.rows, self.losses, self.bar = [], [], SimpleNamespace(update=lambda: None)
+
+    def round(self, *args):
+        pass
+
+    def epoch(self, epoch, loss, row):
+        self.losses.append(loss)
+        self.rows += [row] if row else []
+
+
+@pytest.fixture
+def log():
+    return QuietLog()
+
+
+def small_data(n, channels=1, size=28, classes=10, seed=0):
+    """Random examples in the form of main.load_data: 3/4 of n to train on, the rest for validation and test."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (n, channels, size, size), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(classes, (n,), generator=generator)
+    cut = 3 * n // 4
+    rest = [images[cut:], labels[cut:]]
+    return SimpleNamespace(train=[images[:cut], labels[:cut]], val=rest, test=rest, normalize=lambda x: x.float() / 255)
+
+
+@pytest.fixture
+def small_args(tmp_path):
+    """Arguments of a run of seconds, with changes: small_args(prune_type="reinit")."""
+
+    def make(**changes):
+        flags = {"dataset": "digits", "prune_percent": 20, "prune_iterations": 3, "end_iter": 2, "gpu": "cpu"}
+        flags |= {"output_dir": tmp_path / "out"} | changes
+        return main.parse_args([f"--{name}={value}" for name, value in flags.items()])
+
+    return make

@@ -1,0 +1,197 @@
+"""Every architecture on every dataset, and the datasets' files in their real formats, good and bad."""
+
+import gzip
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_data
+from torchvision.datasets import cifar, mnist
+
+import archs
+import main
+
+PAIRS = [(dataset, arch_type) for dataset in archs.datasets() for arch_type in archs.architectures(dataset)]
+
+
+def test_the_datasets_and_architectures_of_the_readme_are_found():
+    assert set(archs.datasets()) >= {"mnist", "fashionmnist", "cifar10", "cifar100", "digits"}
+    assert set(archs.architectures()) >= {"fc1", "lenet5", "alexnet", "vgg16", "resnet18", "densenet121"}
+
+
+@pytest.mark.parametrize(("dataset", "arch_type"), PAIRS)
+def test_train_prune_reset_train(dataset, arch_type, small_args, log):
+    facts = archs.facts(dataset)
+    args = small_args(dataset=dataset, arch_type=arch_type, batch_size=4, end_iter=1)
+    data = small_data(16, facts.CHANNELS, facts.SIZE, facts.CLASSES)
+    model = main.new_model(args, 0)
+    logits = model(data.normalize(data.test[0]))
+    assert logits.shape == (4, facts.CLASSES)
+    assert logits.dtype == torch.float32
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in main.prunable(model).items()}
+
+    for round_ in range(2):
+        main.train(args, model, masks, data, round_, log)
+        assert np.isfinite(log.losses).all()
+        for name, weight in main.prunable(model).items():
+            assert (weight != initial[name])[masks[name]].any(), f"{name} did not train"
+            assert not weight[~masks[name]].any()
+        pruned = main.prune(main.prunable(model), masks, args.prune_percent)
+        for name, mask in pruned.items():
+            alive = int(masks[name].sum())
+            assert mask.sum() == alive - round(0.2 * alive)
+        masks = pruned
+        model.load_state_dict(initial)
+        main.apply_masks(model, masks)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, initial[name] * masks[name] if name in masks else initial[name])
+
+
+@pytest.mark.parametrize("size", [28, 32, 40, 64])
+@pytest.mark.parametrize("arch_type", archs.architectures())
+def test_other_image_sizes_fit_too(arch_type, size, monkeypatch):
+    facts = archs.facts("cifar10")
+    monkeypatch.setattr(facts, "SIZE", size)
+    assert archs.build("cifar10", arch_type)(torch.rand(2, 3, size, size)).shape == (2, 10)
+
+
+def test_fc1_is_the_papers_lenet():
+    assert [p.numel() for p in main.prunable(archs.build("mnist", "fc1")).values()] == [784 * 300, 300 * 100, 1000]
+
+
+def test_a_file_in_the_datasets_folder_goes_before_common(tmp_path, monkeypatch):
+    (tmp_path / "fc1.py").write_text("from torch import nn\ndef build(*shape): return nn.Identity()\n")
+    (tmp_path / "tiny.py").write_text("from torch import nn\ndef build(*shape): return nn.Flatten()\n")
+    folder = archs._modules  # the names in a folder, and the folder that Python imports them from
+    monkeypatch.setattr(
+        archs, "_modules", lambda name, packages: ["fc1", "tiny"] if name == "digits" else folder(name, packages)
+    )
+    monkeypatch.setattr(archs.facts("digits"), "__path__", [str(tmp_path)])
+    assert type(archs.build("digits", "fc1")) is torch.nn.Identity
+    assert type(archs.build("mnist", "fc1")) is torch.nn.Sequential
+    assert "tiny" in archs.architectures("digits")
+    assert "tiny" not in archs.architectures("mnist")
+
+
+# Files
+
+
+def test_digits_are_the_real_ones():
+    parts = [archs.load("digits", "nowhere", train) for train in (True, False)]
+    assert [len(labels) for _, labels in parts] == [1437, 360]
+    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    assert images.shape == (1797, 1, 28, 28)
+    assert torch.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # as UCI counts them
+    first = images[0, 0, 2:26:3, 2:26:3] // 15  # the 8x8 values in 0..16, but for rounding
+    assert first[0].tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
+    assert not images[:, :, :2].any()
+    assert not images[:, :, :, -2:].any()
+
+
+def write_mnist(folder, n=12, size=28, labels=None, compress=False):
+    """The four IDX files of MNIST's format; returns the images and labels of the training part."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for part in ("t10k", "train"):
+        images = random.integers(256, size=(n, size, size), dtype=np.uint8)
+        numbers = (random.integers(10, size=n) if labels is None else np.full(n, labels)).astype(np.uint8)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, n, size, size) + images.tobytes())
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, n) + numbers.tobytes())
+    return images, numbers
+
+
+@pytest.mark.parametrize(("dataset", "name"), [("mnist", "MNIST"), ("fashionmnist", "FashionMNIST")])
+def test_idx_files_are_read_as_they_are(dataset, name, tmp_path):
+    expected, numbers = write_mnist(tmp_path / name / "raw")
+    images, labels = archs.load(dataset, tmp_path, train=True)
+    assert np.array_equal(images[:, 0], expected)
+    assert np.array_equal(labels, numbers)
+    assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+    assert not torch.equal(images, archs.load(dataset, tmp_path, train=False)[0])
+
+
+def test_missing_files_and_no_network_name_the_files_and_a_way_out(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nTried ...")
+
+    for module, dataset in ((mnist, "mnist"), (mnist, "fashionmnist"), (cifar, "cifar10"), (cifar, "cifar100")):
+        monkeypatch.setattr(module, "download_and_extract_archive", fail)
+        with pytest.raises(OSError, match="--dataset=digits") as error:
+            archs.load(dataset, tmp_path, train=True)
+        assert str(tmp_path) in str(error.value)
+        assert all(file in str(error.value) for file in archs.facts(dataset).FILES)
+        assert "\n" not in str(error.value)
+
+
+def test_damaged_idx_files_are_said_to_be(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    write_mnist(folder)
+    file = folder / "train-images-idx3-ubyte"
+    whole = file.read_bytes()
+    for content in (b"", whole[:10], whole[:-1], whole + b"0", b"\0" * len(whole), gzip.compress(whole)):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="MNIST/raw/train-images-idx3-ubyte"):
+            archs.load("mnist", tmp_path, train=True)
+
+
+@pytest.mark.parametrize("wrong", [{"size": 8}, {"labels": 10}, {"n": 0}])
+def test_files_of_another_dataset_are_refused(wrong, tmp_path):
+    write_mnist(tmp_path / "MNIST" / "raw", **wrong)
+    with pytest.raises(ValueError, match="MNIST/raw/train-images-idx3-ubyte"):
+        archs.load("mnist", tmp_path, train=True)
+
+
+def write_cifar(folder, dataset, n=10):
+    """CIFAR's pickled batches, as torchvision knows them: rows of 1024 red, 1024 green, 1024 blue values."""
+    facts, random = archs.facts(dataset), np.random.default_rng(0)
+    label = "labels" if dataset == "cifar10" else "fine_labels"
+    parts = {}
+    for name in facts.FILES:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = random.integers(256, size=(n, 3072), dtype=np.uint8)
+        labels = random.integers(facts.CLASSES, size=n).tolist()
+        path.write_bytes(pickle.dumps({"data": rows, label: labels, "filenames": ["x.png"] * n}, protocol=2))
+        parts[path.name] = (rows, labels)
+    meta = {"label_names" if dataset == "cifar10" else "fine_label_names": [str(i) for i in range(facts.CLASSES)]}
+    (path.parent / ("batches.meta" if dataset == "cifar10" else "meta")).write_bytes(pickle.dumps(meta, protocol=2))
+    return parts
+
+
+@pytest.mark.parametrize(("dataset", "train", "test"), [("cifar10", 50, 10), ("cifar100", 10, 10)])
+def test_cifar_batches_are_read_in_their_real_format(dataset, train, test, tmp_path, monkeypatch):
+    parts = write_cifar(tmp_path, dataset)
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
+    images, labels = archs.load(dataset, tmp_path, train=True)
+    assert images.shape == (train, 3, 32, 32)
+    rows, numbers = parts["data_batch_1" if dataset == "cifar10" else "train"]
+    assert np.array_equal(images[:10].flatten(1), rows)  # channels first, red first
+    assert labels[:10].tolist() == numbers
+    images, labels = archs.load(dataset, tmp_path, train=False)
+    assert images.shape == (test, 3, 32, 32)
+    assert labels.tolist() == parts["test_batch" if dataset == "cifar10" else "test"][1]
+
+
+class Mark:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_cifar_files_of_unknown_content_are_never_unpickled(dataset, tmp_path, monkeypatch):
+    write_cifar(tmp_path, dataset)
+    for name in archs.facts(dataset).FILES:
+        (tmp_path / name).write_bytes(pickle.dumps(Mark(tmp_path / "mark")))
+    monkeypatch.setattr(cifar, "download_and_extract_archive", lambda *_, **__: None)
+    with pytest.raises(ValueError, match="damaged"):
+        archs.load(dataset, tmp_path, train=True)
+    assert not (tmp_path / "mark").exists()

@@ -1,0 +1,341 @@
+"""main.py and combine_plots.py as a user types them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import archs
+import combine_plots
+import main
+import utils
+
+QUICK = ("main.py", "--dataset=digits", "--prune_percent=20", "--gpu=cpu")
+
+
+def png_size(path):
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert content.endswith(b"IEND\xaeB`\x82")
+    return tuple(int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """What lt (four rounds) and reinit (three) and the combined figure leave behind."""
+    folder = tmp_path_factory.mktemp("output")
+    for kind, rounds in (("lt", 4), ("reinit", 3)):
+        flags = (f"--prune_type={kind}", f"--prune_iterations={rounds}", "--end_iter=3", f"--output_dir={folder}")
+        result = command(*QUICK, *flags)
+        assert result.returncode == 0, result.stderr
+        assert "51.20" in result.stdout or kind == "reinit"
+        for word in ("epoch 3/3", "loss", "accuracy", "best"):
+            assert word in result.stderr
+    result = command("combine_plots.py", f"--output_dir={folder}")
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_every_file_of_the_contract_is_there_and_no_other(output):
+    expected = set()
+    for kind, rounds in (("lt", range(4)), ("reinit", range(3))):
+        dumps, saves, plots = f"dumps/lt/fc1/digits/{kind}", "saves/fc1/digits", f"plots/lt/fc1/digits/{kind}"
+        for name in ("compression", "bestaccuracy", "finalaccuracy", "earlystop", "earlystopaccuracy"):
+            expected.add(f"{dumps}_{name}.dat")
+        expected |= {f"{dumps}_log.jsonl", f"{saves}/initial_state_dict_{kind}.pth.tar", f"{plots}_AccuracyVsWeights.png"}
+        for round_ in rounds:
+            expected |= {f"{dumps}_all_loss_{round_}.dat", f"{dumps}_all_accuracy_{round_}.dat"}
+            expected |= {f"{saves}/{round_}_model_{kind}.pth.tar", f"{plots}_LossVsAccuracy_{round_}.png"}
+    expected.add("plots/lt/combined_plots/combined_fc1_digits.png")
+    found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+    assert {name for name in found if not name.startswith("runs/")} == expected
+    assert {name.rpartition("/")[0] for name in found if name.startswith("runs/")} == {
+        "runs/fc1/digits/lt",
+        "runs/fc1/digits/reinit",
+    }
+
+
+def test_arrays_are_read_by_numpy_old_and_new(output):
+    dumps = output / "dumps/lt/fc1/digits"
+    for path in dumps.glob("*.dat"):
+        values = np.load(path)
+        assert values.ndim == 1
+        assert values.dtype == float
+        assert np.array_equal(values, np.load(path, allow_pickle=True))
+    remaining = np.load(dumps / "lt_compression.dat")
+    assert remaining.tolist() == pytest.approx([100, 80, 64, 51.2], abs=0.01)
+    assert len(np.load(dumps / "reinit_bestaccuracy.dat")) == 3
+    assert (np.load(dumps / "lt_bestaccuracy.dat") > 70).all(), "fc1 learns more than this of digits in three epochs"
+
+
+def test_log_rows_have_the_keys_of_the_contract(output):
+    lines = (output / "dumps/lt/fc1/digits/lt_log.jsonl").read_text().splitlines()
+    assert len(lines) == 12
+    keys = "round epoch iteration weights_remaining train_loss val_loss val_accuracy test_accuracy seconds"
+    for row in map(json.loads, lines):
+        assert sorted(row) == sorted(keys.split())
+
+
+def test_checkpoints_load_without_unpickling(output):
+    ticket = torch.load(output / "saves/fc1/digits/3_model_lt.pth.tar", weights_only=True)
+    assert set(ticket) == {"model", "final", "masks", "round", "weights_remaining", "test_accuracy", "args"}
+    assert ticket["round"] == 3
+    assert ticket["args"]["prune_percent"] == 20
+    model = archs.build("digits", "fc1")
+    for name in ("model", "final"):
+        model.load_state_dict(ticket[name])
+        for parameter, mask in ticket["masks"].items():
+            assert mask.dtype == torch.bool
+            assert not ticket[name][parameter][~mask].any()
+    kept = sum(int(mask.sum()) for mask in ticket["masks"].values())
+    assert ticket["weights_remaining"] == pytest.approx(100 * kept / 266200)
+
+
+def test_tensorboard_shows_what_the_readme_says(output):
+    folder = output / "runs/fc1/digits/lt"
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
+    layers = ("1.weight", "3.weight", "5.weight")
+    evaluations = ("loss/train", "loss/val", "accuracy/val", "accuracy/test")
+    tickets = ("ticket/accuracy", "ticket/weights_remaining", "ticket/early_stop_iteration")
+    densities = tuple(f"density/{layer}" for layer in layers)
+    tags = events.Tags()
+    assert set(tags["scalars"]) == {*evaluations, *tickets, *densities}
+    assert set(tags["histograms"]) == {f"surviving/{layer}" for layer in layers}
+    assert tags["images"] == ["ticket/connections_per_pixel"]
+    for tag in evaluations:
+        assert [event.step for event in events.Scalars(tag)] == [20 * epoch for epoch in range(1, 13)]
+    for tag in tickets + densities:
+        assert [event.step for event in events.Scalars(tag)] == [0, 1, 2, 3]
+    accuracies = np.load(output / "dumps/lt/fc1/digits/lt_bestaccuracy.dat")
+    assert [event.value for event in events.Scalars("ticket/accuracy")] == pytest.approx(accuracies.tolist())
+    assert events.Histograms("surviving/1.weight")[3].histogram_value.num == round(235200 * 0.512)
+    assert any(b"prune_percent" in path.read_bytes() for path in folder.iterdir()), "the hyperparameters"
+
+
+def test_figures_are_of_column_width_and_of_print_resolution(output):
+    for path in (output / "plots").rglob("*.png"):
+        width, height = png_size(path)
+        assert width == 1050  # 3.5 inches at 300 dpi
+        assert 700 < height < 1300
+
+
+def test_help_shows_every_flag_with_its_default():
+    result = command("main.py", "--help")
+    assert result.returncode == 0
+    text = " ".join(result.stdout.split())
+    for flag, default in vars(main.parse_args([])).items():
+        assert f"--{flag}" in text
+        assert default is None or default is False or f"(default: {default})" in text
+    assert "default: None" not in text
+    assert "--arch_type" in command("combine_plots.py", "--help").stdout
+
+
+def test_the_defaults_are_those_of_the_contract():
+    assert vars(main.parse_args([])) == {
+        "prune_type": "lt", "dataset": "mnist", "arch_type": "fc1", "seed": 0, "prune_percent": 10.0, "prune_iterations": 35,
+        "prune_scope": "layer", "lr": 1.2e-3, "batch_size": 60, "end_iter": 100, "weight_decay": 0.0, "val_size": None,
+        "valid_freq": 1, "gpu": 0, "data_dir": "data", "output_dir": ".", "overwrite": False, "print_freq": 1,
+    }  # fmt: skip
+
+
+BAD = [
+    ("--prune_type=oneshot", "reinit"),
+    ("--dataset=imagenet", "fashionmnist"),
+    ("--arch_type=fc2", "densenet121"),
+    ("--prune_scope=all", "global"),
+    *((f"--prune_percent={value}", "between 0 and 100") for value in ("0", "100", "-5", "nan", "inf", "ten", "")),
+    *((f"--{name}={value}", "above 0") for name in ("prune_iterations", "batch_size", "end_iter", "valid_freq", "print_freq")
+      for value in ("0", "-1", "1.5", "x")),
+    *((f"--lr={value}", "above 0") for value in ("0", "-1e-3", "nan", "inf", "1e400", "fast")),
+    *((f"--seed={value}", "2**64") for value in ("-1", "18446744073709551616", "1.0", "9" * 5000)),
+    *((f"--weight_decay={value}", "0 or more") for value in ("-1", "nan")),
+    ("--val_size=-1", "0 or more"),
+    ("--gpu=first", "cpu"),
+    ("--gpu=-1", "cpu"),
+    ("--resume", "unrecognized"),
+    ("--prune=5", "unrecognized"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flag", "advice"), BAD, ids=[flag[:40] for flag, _ in BAD])
+def test_bad_flags_take_one_line(flag, advice, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main.parse_args([flag])
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert error.count("\n") == 1
+    assert flag.split("=")[0] in error
+    assert advice in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "advice"),
+    [
+        ({"batch_size": 1238}, "--batch_size=1238 is larger than the 1237"),
+        ({"val_size": 1437}, "--val_size=1437 leaves nothing of the 1437"),
+        ({"val_size": 10**30}, "leaves nothing"),
+        ({"gpu": torch.cuda.device_count() + 1}, "is not here"),
+        ({"output_dir": "/dev/null/results"}, "--output_dir=/dev/null/results"),
+        ({"output_dir": __file__}, "cannot be used"),
+        ({"dataset": "mnist", "data_dir": "/dev/null"}, "--dataset=digits"),
+    ],
+)
+def test_bad_combinations_are_refused_before_any_work(flags, advice, small_args, monkeypatch):
+    monkeypatch.setattr(main, "train", None)
+    with pytest.raises(utils.BadInput, match=advice):
+        main.main(small_args(**flags))
+
+
+def test_errors_are_one_line_with_an_exit_status(tmp_path):
+    result = command(*QUICK, "--end_iter=1", "--batch_size=5000", f"--output_dir={tmp_path}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("main.py: error: --batch_size=5000")
+    result = command(*QUICK, "--end_iter=1", "--lr=1e30", f"--output_dir={tmp_path}")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("main.py: error: the training loss is")
+    assert "Traceback" not in result.stderr
+
+
+def test_an_architecture_of_another_dataset_is_refused_with_those_there_are(monkeypatch, capsys):
+    monkeypatch.setattr(archs, "architectures", lambda dataset=None: ["fc1", "tiny"] if dataset != "digits" else ["fc1"])
+    with pytest.raises(SystemExit):
+        main.parse_args(["--dataset=digits", "--arch_type=tiny"])
+    assert "--arch_type=tiny is not for --dataset=digits, which has fc1" in capsys.readouterr().err
+
+
+def test_the_cpu_is_used_where_there_is_no_gpu_and_that_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main.pick_device(0).type == "cpu"
+    assert "CPU" in capsys.readouterr().out
+    assert main.pick_device("cpu").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert main.pick_device(1) == torch.device("cuda", 1)
+    with pytest.raises(utils.BadInput, match="0 to 1"):
+        main.pick_device(2)
+
+
+def test_results_are_never_overwritten_unless_asked(small_args):
+    main.main(small_args(prune_iterations=2, end_iter=1))
+    files = {path: path.read_bytes() for path in utils.folders(small_args()).dumps.iterdir()}
+    with pytest.raises(utils.BadInput, match=r"exists.*--output_dir.*--seed.*--overwrite"):
+        main.main(small_args(prune_iterations=1, end_iter=1))
+    assert files == {path: path.read_bytes() for path in utils.folders(small_args()).dumps.iterdir()}
+    main.main(small_args(prune_iterations=1, end_iter=1, prune_type="reinit"))
+    main.main(small_args(prune_iterations=1, end_iter=1, seed=3))
+    args = small_args(prune_iterations=1, end_iter=1)
+    args.overwrite = True
+    main.main(args)
+    dumps = utils.folders(args).dumps
+    assert len(np.load(dumps / "lt_compression.dat")) == 1
+    assert not (dumps / "lt_all_loss_1.dat").exists(), "a round of the run before"
+    assert (dumps / "reinit_all_loss_0.dat").exists(), "reinit's results are another run's"
+    assert (dumps / "seed3" / "lt_all_loss_0.dat").exists(), "another seed's too"
+
+
+def test_bad_data_does_not_cost_the_results_there_are(small_args):
+    main.main(small_args(prune_iterations=1, end_iter=1))
+    args = small_args(batch_size=5000)
+    args.overwrite = True
+    with pytest.raises(utils.BadInput):
+        main.main(args)
+    assert (utils.folders(args).dumps / "lt_compression.dat").exists()
+
+
+def test_importing_has_no_effects(tmp_path):
+    lines = (
+        "import sys",
+        f"sys.path.insert(0, {str(main.__file__).rpartition('/')[0]!r})",
+        "import main, utils, archs, combine_plots",
+    )
+    result = command("-c", "\n".join(lines), cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+# combine_plots.py
+
+
+def write_curve(folder, kind, accuracies, percent=20):
+    utils.write_array(folder / f"{kind}_compression.dat", [100 * (1 - percent / 100) ** i for i in range(len(accuracies))])
+    utils.write_array(folder / f"{kind}_bestaccuracy.dat", accuracies)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The curves that combine_plots drew, by the figure's file name."""
+    found, plot = {}, utils.plot_accuracy
+
+    def spy(path, curves, title):
+        found[path.name] = curves
+        plot(path, curves, title)
+
+    monkeypatch.setattr(utils, "plot_accuracy", spy)
+    return found
+
+
+def combine(folder, *flags):
+    combine_plots.main(combine_plots.parse_args([f"--output_dir={folder}", *flags]))
+
+
+def test_everything_with_something_to_draw_is_found(tmp_path, drawn, capsys):
+    dumps = tmp_path / "dumps/lt"
+    write_curve(dumps / "fc1/mnist", "lt", [97, 98, 97.5])
+    write_curve(dumps / "fc1/mnist", "reinit", [97, 96])
+    write_curve(dumps / "lenet5/cifar10", "lt", [50])
+    write_curve(dumps / "fc1/digits/seed5", "reinit", [90, 91], percent=50)
+    (dumps / "vgg16/cifar10").mkdir(parents=True)  # begun, no round finished
+    combine(tmp_path)
+    assert set(drawn) == {"combined_fc1_mnist.png", "combined_lenet5_cifar10.png", "combined_fc1_digits.png"}
+    assert [len(x) for runs in drawn["combined_fc1_mnist.png"].values() for x, _ in runs] == [3, 2]
+    output = capsys.readouterr().out
+    assert "combined_lenet5_cifar10.png: lt with 1 rounds (reinit not run yet)" in output
+    assert "combined_fc1_digits.png: reinit with 2 rounds (lt not run yet)" in output
+    for name in drawn:
+        png_size(tmp_path / "plots/lt/combined_plots" / name)
+
+    drawn.clear()
+    combine(tmp_path, "--dataset=mnist", "--arch_type=fc1")
+    assert set(drawn) == {"combined_fc1_mnist.png"}
+
+
+def test_several_seeds_of_different_length_give_mean_and_range(tmp_path, drawn, capsys, monkeypatch):
+    dumps, figures = tmp_path / "dumps/lt/fc1/mnist", []
+    write_curve(dumps, "lt", [97, 98, 96])
+    write_curve(dumps / "seed1", "lt", [95, 99])
+    monkeypatch.setattr(utils, "write", lambda path, save: figures.append(save.__closure__))
+    combine(tmp_path)
+    (cell,) = figures[0]
+    (axes,) = cell.cell_contents.axes
+    x, y = axes.lines[0].get_data()
+    assert sorted(zip(x, y, strict=True)) == [pytest.approx(point) for point in [(64, 96), (80, 98.5), (100, 96)]]
+    band = axes.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (95, 99)
+    assert axes.get_xscale() == "log"
+    assert axes.xaxis_inverted()
+    assert "lt with 2 to 3 rounds and 2 seeds" in capsys.readouterr().out
+
+
+def test_damaged_arrays_are_left_out_and_said(tmp_path, drawn, capsys):
+    dumps = tmp_path / "dumps/lt/fc1/mnist"
+    write_curve(dumps, "lt", [97, 98])
+    write_curve(dumps / "seed1", "lt", [97, 98])
+    (dumps / "seed1/lt_bestaccuracy.dat").write_bytes(b"\x80\x04N.")
+    write_curve(dumps, "reinit", [97, 98, 99])
+    utils.write_array(dumps / "reinit_bestaccuracy.dat", [97, 98])  # between two writes
+    combine(tmp_path)
+    curves = drawn["combined_fc1_mnist.png"]
+    assert [len(runs) for runs in curves.values()] == [1, 1]
+    assert len(curves["reinit"][0][0]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "seed1/lt_bestaccuracy.dat" in error
+
+
+def test_nothing_to_draw_is_one_line_that_says_what_was_looked_for(tmp_path):
+    result = command("combine_plots.py", f"--output_dir={tmp_path}", "--dataset=mnist")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("combine_plots.py: error: nothing to draw")
+    assert f"{tmp_path}/dumps/lt/<arch>/mnist" in result.stderr

@@ -1,0 +1,108 @@
+"""The pruning arithmetic: exact counts, smallest first, nested masks, whatever the weights."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import archs
+import main
+
+percents = st.floats(0.1, 99.9)
+# Few distinct values make ties and zeros common; both signs.
+values = st.sampled_from([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0]) | st.floats(-10, 10, width=32)
+
+
+@st.composite
+def networks(draw):
+    """Weights of one to four layers and masks over them, some perhaps empty."""
+    weights, masks = {}, {}
+    for index in range(draw(st.integers(1, 4))):
+        size = draw(st.integers(1, 40))
+        weights[f"{index}.weight"] = torch.tensor(draw(st.lists(values, min_size=size, max_size=size))).view(1, -1)
+        masks[f"{index}.weight"] = torch.tensor(draw(st.lists(st.booleans(), min_size=size, max_size=size))).view(1, -1)
+    return weights, masks
+
+
+def together(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
+
+
+@settings(deadline=None)
+@given(networks(), percents, st.sampled_from(["layer", "global"]))
+def test_exactly_the_share_of_the_smallest_survivors_goes(network, percent, scope):
+    weights, masks = network
+    before = {name: mask.clone() for name, mask in masks.items()}
+    after = main.prune(weights, masks, percent, scope)
+
+    groups = [[name] for name in masks] if scope == "layer" else [list(masks)]
+    for group in groups:
+        old, new, size = (together({name: source[name] for name in group}) for source in (masks, after, weights))
+        assert new.sum() == old.sum() - round(percent / 100 * int(old.sum()))
+        assert not (new & ~old).any(), "a pruned weight was revived"
+        removed = old & ~new
+        if removed.any() and new.any():
+            assert size[removed].abs().max() <= size[new].abs().min()
+    for name in masks:
+        assert after[name].dtype == torch.bool
+        assert after[name].shape == weights[name].shape
+        assert torch.equal(masks[name], before[name]), "the masks given were changed"
+
+
+@settings(deadline=None)
+@given(networks(), percents, st.sampled_from(["layer", "global"]))
+def test_magnitudes_decide_and_not_signs(network, percent, scope):
+    weights, masks = network
+    negative = {name: -weight for name, weight in weights.items()}
+    ours, theirs = main.prune(weights, masks, percent, scope), main.prune(negative, masks, percent, scope)
+    assert all(torch.equal(ours[name], theirs[name]) for name in masks)
+
+
+def test_equal_weights_are_removed_by_count():
+    weights = {"a": torch.full((10, 10), 0.3)}
+    masks = main.prune(weights, {"a": torch.ones(10, 10, dtype=torch.bool)}, 10.0)
+    assert masks["a"].sum() == 90
+
+
+def test_surviving_zeros_are_pruned_before_anything_else_and_pruned_zeros_are_not_counted():
+    weights = {"a": torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0, 3.0])}
+    masks = {"a": torch.tensor([False, False, True, True, True, True])}
+    assert main.prune(weights, masks, 25.0)["a"].tolist() == [False, False, False, True, True, True]
+
+
+def test_global_scope_compares_layers_with_each_other():
+    weights = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0])}
+    masks = {name: torch.ones(2, dtype=torch.bool) for name in weights}
+    pruned = main.prune(weights, masks, 50.0, "global")
+    assert [mask.tolist() for mask in pruned.values()] == [[False, False], [True, True]]
+    pruned = main.prune(weights, masks, 50.0, "layer")
+    assert [mask.tolist() for mask in pruned.values()] == [[False, True], [False, True]]
+
+
+def test_rates_per_layer_and_a_dense_layer():
+    weights = {"a": torch.arange(1.0, 11), "b": torch.arange(1.0, 11)}
+    masks = {name: torch.ones(10, dtype=torch.bool) for name in weights}
+    for scope in ("layer", "global"):
+        pruned = main.prune(weights, masks, {"a": 20, "b": 0}, scope)
+        assert [int(mask.sum()) for mask in pruned.values()] == [8, 10]
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_network_can_be_pruned_away(scope):
+    weights = {"a": torch.randn(3), "b": torch.randn(2)}
+    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    for _ in range(3):
+        masks = main.prune(weights, masks, 99.9, scope)
+    assert not any(mask.any() for mask in masks.values())
+
+
+def test_percentages_of_the_papers_lenet():
+    """Frankle & Carbin (2019): 20% per round and 10% at the output leave these P_m after so many prunings."""
+    weights = main.prunable(archs.build("mnist", "fc1"))
+    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    percent = dict(zip(masks, (20, 20, 10), strict=True))
+    remaining = []
+    for _ in range(17):
+        remaining.append(100 * sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values()))
+        masks = main.prune(weights, masks, percent)
+    assert [round(remaining[n], 2) for n in (0, 3, 7, 9, 15, 16)] == [100, 51.28, 21.07, 13.52, 3.58, 2.87]

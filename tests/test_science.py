@@ -1,0 +1,408 @@
+"""The method's invariants: what is trained, on what, from which weights, and how it is measured."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import small_data
+from torch import nn
+
+import archs
+import main
+import utils
+
+BATCH_NORM = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+
+
+def ones(model):
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in main.prunable(model).items()}
+
+
+def half(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(weight.shape, generator=generator) < 0.5 for name, weight in main.prunable(model).items()}
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """What main.train was given at the start of every round: [(state, masks), ...]."""
+    found, train = [], main.train
+
+    def spy(args, model, masks, *rest):
+        found.append((utils.copy_state(model), masks))
+        return train(args, model, masks, *rest)
+
+    monkeypatch.setattr(main, "train", spy)
+    return found
+
+
+# 1. What is prunable
+
+
+@pytest.mark.parametrize("arch_type", archs.architectures())
+def test_weights_of_convolutions_and_linear_layers_alone_are_prunable(arch_type):
+    model = archs.build("mnist", arch_type)
+    modules = dict(model.named_modules())
+    layers = {name for name, module in modules.items() if type(module) in (nn.Conv2d, nn.Linear)}
+    assert set(main.prunable(model)) == {f"{name}.weight" for name in layers}
+    assert all(weight.dim() in (2, 4) for weight in main.prunable(model).values()), "batch norm has 1-D weights"
+
+
+def test_a_layer_that_is_the_whole_model_is_prunable():
+    assert list(main.prunable(nn.Linear(2, 3))) == ["weight"]
+
+
+# 2. Initialization
+
+
+@pytest.mark.parametrize("arch_type", archs.architectures())
+def test_gaussian_glorot_weights_zero_biases_identity_batch_norm(arch_type, small_args):
+    model = main.new_model(small_args(arch_type=arch_type), 0)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(module.weight)
+            standard = module.weight.detach().flatten() * math.sqrt((fan_in + fan_out) / 2)
+            tolerance = 6 / math.sqrt(len(standard))
+            assert abs(standard.std() - 1) < tolerance
+            assert abs(standard.mean()) < tolerance
+            # A Gaussian keeps 68.3% within one standard deviation, a uniform distribution 57.7%.
+            assert abs((standard.abs() < 1).double().mean() - 0.683) < tolerance
+            assert module.bias is None or not module.bias.any()
+        elif isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert not module.bias.any()
+
+
+# 3. The optimizer
+
+
+def test_every_round_trains_with_a_fresh_adam_at_the_given_rate(small_args, monkeypatch):
+    made, step = [], torch.optim.Adam.step
+
+    def spy(self, *args, **kwargs):
+        if not any(self is optimizer for optimizer in made):
+            assert not self.state, "a new optimizer begins without moments"
+            made.append(self)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    main.main(small_args(lr=3.21e-4, weight_decay=0.01))
+    assert len(made) == 3
+    assert all(group["lr"] == 3.21e-4 for optimizer in made for group in optimizer.param_groups)
+    assert all(group["weight_decay"] == 0.01 for optimizer in made for group in optimizer.param_groups)
+    # Moments counted from the start of each round: 2 epochs of 20 steps.
+    assert {int(state["step"]) for optimizer in made for state in optimizer.state.values()} == {40}
+
+
+# 4. Pruned weights stay zero, the others learn
+
+
+@pytest.mark.parametrize("weight_decay", [0, 0.1])
+def test_pruned_weights_are_zero_at_every_forward_pass_even_with_momentum(weight_decay, small_args, log):
+    args = small_args(weight_decay=weight_decay)
+    model = main.new_model(args, 0)
+    masks, data, passes = half(model), small_data(480), []
+
+    def check(*_):
+        passes.append(None)
+        for name, weight in main.prunable(model).items():
+            assert not weight[~masks[name]].any()
+
+    main.apply_masks(model, masks)
+    model.register_forward_pre_hook(check)
+    main.train(args, model, masks, data, 0, log)
+    assert len(passes) > 10
+    check()
+
+
+def test_every_surviving_weight_learns_whatever_its_sign(small_args, log):
+    args = small_args()
+    model = main.new_model(args, 0)
+    masks = half(model)
+    main.apply_masks(model, masks)
+    before = utils.copy_state(model)
+    main.train(args, model, masks, small_data(480), 0, log)
+    for name, weight in main.prunable(model).items():
+        for sign in (-1, 1):
+            alive = masks[name] & (before[name].sign() == sign)
+            moved = (weight != before[name])[alive].double().mean()
+            assert moved > 0.5, (name, sign)  # those of units that are never on stay where they are
+
+
+# 6. Reset
+
+
+@pytest.mark.parametrize("arch_type", ["fc1", "resnet18"])
+def test_lt_resets_everything_to_the_original_state_under_the_masks(arch_type, small_args, starts, monkeypatch):
+    monkeypatch.setattr(main, "load_data", lambda *_: small_data(40))
+    args = small_args(arch_type=arch_type, batch_size=10)
+    main.main(args)
+    original = main.new_model(args, 0).state_dict()
+    assert len(starts) == 3
+    for state, masks in starts:
+        assert state.keys() == original.keys()
+        for name, tensor in state.items():
+            expected = original[name] * masks[name] if name in masks else original[name]
+            assert torch.equal(tensor, expected), name
+            suffix = name.rpartition(".")[2]
+            assert suffix not in BATCH_NORM or (tensor == BATCH_NORM[suffix]).all()
+    saved = torch.load(f"{args.output_dir}/saves/{arch_type}/digits/initial_state_dict_lt.pth.tar", weights_only=True)
+    assert all(torch.equal(saved[name], original[name]) for name in original)
+
+
+def test_reinit_draws_everything_anew_differently_each_round(small_args, starts, monkeypatch):
+    monkeypatch.setattr(main, "load_data", lambda *_: small_data(40))
+    main.main(small_args(arch_type="resnet18", batch_size=10, prune_type="reinit"))
+    for (state, _), (other, masks) in [(starts[0], starts[1]), (starts[1], starts[2]), (starts[0], starts[2])]:
+        for name, mask in masks.items():
+            assert (state[name] != other[name])[mask].all(), name
+            assert not other[name][~mask].any()
+    for state, _ in starts:
+        for name, tensor in state.items():
+            suffix = name.rpartition(".")[2]
+            assert suffix not in BATCH_NORM or (tensor == BATCH_NORM[suffix]).all(), name
+
+
+def test_masks_are_nested_and_made_from_the_weights_at_the_end_of_training(small_args, starts):
+    args = small_args()
+    main.main(args)
+    for round_ in (1, 2):
+        before, after = starts[round_ - 1][1], starts[round_][1]
+        path = f"{args.output_dir}/saves/fc1/digits/{round_ - 1}_model_lt.pth.tar"
+        final = torch.load(path, weights_only=True)["final"]
+        for name in before:
+            assert not (after[name] & ~before[name]).any()
+            removed = before[name] & ~after[name]
+            assert removed.sum() == round(0.2 * int(before[name].sum()))
+            assert final[name][removed].abs().max() <= final[name][after[name]].abs().min()
+
+
+# 7. Evaluation
+
+
+class Recorder(nn.Module):
+    """A classifier of two-pixel images that keeps what it saw, and in which mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.dropout, self.seen = nn.Linear(2, 2), nn.Dropout(0.5), []
+
+    def forward(self, x):
+        self.seen.append((self.training, x.detach().clone()))
+        return self.dropout(self.linear(x.flatten(1)))
+
+
+def test_every_example_is_evaluated_in_eval_mode(monkeypatch):
+    monkeypatch.setattr(main, "EVAL_BATCH", 100)
+    model = Recorder().train()
+    images, labels = torch.randint(256, (257, 1, 1, 2), dtype=torch.uint8), torch.randint(2, (257,))
+    loss, accuracy = main.evaluate(model, [images, labels], lambda x: x.float())
+    assert not any(training for training, _ in model.seen)
+    assert torch.equal(torch.cat([x for _, x in model.seen]), images.float())
+    logits = model.linear(images.float().flatten(1))
+    assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+    assert accuracy == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+
+
+@pytest.mark.parametrize("valid_freq", [1, 2, 5])
+def test_rows_and_checkpoints_measure_the_weights_they_name(valid_freq, small_args):
+    args = small_args(prune_iterations=2, end_iter=4, valid_freq=valid_freq)
+    main.main(args)
+    data = main.load_data(args, torch.device("cpu"))
+    dumps, saves = (f"{args.output_dir}/{name}/fc1/digits" for name in ("dumps/lt", "saves"))
+    log = [json.loads(line) for line in Path(f"{dumps}/lt_log.jsonl").read_text().splitlines()]
+    epochs = [epoch for epoch in range(1, 5) if epoch % valid_freq == 0 or epoch == 4]
+    assert [(row["round"], row["epoch"]) for row in log] == [(r, epoch) for r in range(2) for epoch in epochs]
+
+    model = archs.build("digits", "fc1")
+    for round_ in range(2):
+        rows = [row for row in log if row["round"] == round_]
+        ticket = torch.load(f"{saves}/{round_}_model_lt.pth.tar", weights_only=True)
+        best = max(rows, key=lambda row: row["val_accuracy"])
+        early = min(rows, key=lambda row: row["val_loss"])
+        for row, state in ((rows[-1], ticket["final"]), (best, ticket["model"])):
+            model.load_state_dict(state)
+            val_loss, val_accuracy = main.evaluate(model, data.val, data.normalize)
+            assert (val_loss, val_accuracy) == (row["val_loss"], row["val_accuracy"])
+            assert main.evaluate(model, data.test, data.normalize)[1] == row["test_accuracy"]
+            assert row["iteration"] == row["epoch"] * (1237 // 60)
+        expected = {
+            "compression": ticket["weights_remaining"],
+            "bestaccuracy": best["test_accuracy"],
+            "finalaccuracy": rows[-1]["test_accuracy"],
+            "earlystop": early["iteration"],
+            "earlystopaccuracy": early["test_accuracy"],
+        }
+        for name, value in expected.items():
+            assert np.load(f"{dumps}/lt_{name}.dat")[round_] == value, name
+        assert ticket["test_accuracy"] == best["test_accuracy"]
+        accuracies = np.load(f"{dumps}/lt_all_accuracy_{round_}.dat")
+        assert len(accuracies) == len(np.load(f"{dumps}/lt_all_loss_{round_}.dat")) == 4
+        assert {epoch + 1: value for epoch, value in enumerate(accuracies) if not np.isnan(value)} == {
+            row["epoch"]: row["test_accuracy"] for row in rows
+        }
+
+
+def test_the_best_epoch_is_selected_on_validation_and_never_on_test(small_args, log, monkeypatch):
+    """Validation falls while test rises: the first epoch must be chosen."""
+    args = small_args(end_iter=3)
+    model = main.new_model(args, 0)
+    data = small_data(480)
+    data.val, data.test = ["val"], ["test"]
+    scores, states = {"val": [90, 80, 70], "test": [10, 20, 30]}, []
+
+    def fake(model, examples, normalize):
+        states.append(utils.copy_state(model))
+        return 1.0, scores[examples[0]].pop(0)
+
+    monkeypatch.setattr(main, "evaluate", fake)
+    best = main.train(args, model, ones(model), data, 0, log)
+    assert all(torch.equal(best[name], states[0][name]) for name in best)
+
+
+def test_validation_examples_are_held_out(small_args):
+    args = small_args()
+    data = main.load_data(args, torch.device("cpu"))
+    images, labels = archs.load("digits", args.data_dir, train=True)
+    assert (len(data.train[1]), len(data.val[1]), len(data.test[1])) == (1237, 200, 360)
+    parts = torch.cat([data.train[0], data.val[0]]).flatten(1), torch.cat([data.train[1], data.val[1]])
+    assert sorted(map(tuple, torch.column_stack([*parts]).tolist())) == sorted(
+        map(tuple, torch.column_stack([images.flatten(1), labels]).tolist())
+    )
+    assert torch.equal(data.test[0], archs.load("digits", args.data_dir, train=False)[0])
+
+
+def test_without_validation_examples_the_test_set_selects_and_that_is_said(small_args, capsys):
+    data = main.load_data(small_args(val_size=0), torch.device("cpu"))
+    assert data.val is data.test
+    assert len(data.train[1]) == 1437
+    assert "selected on the test set" in capsys.readouterr().out
+
+
+# 8. Normalisation
+
+
+def test_images_are_normalised_by_their_own_mean_and_std(small_args):
+    data = main.load_data(small_args(val_size=0), torch.device("cpu"))
+    x = data.normalize(data.train[0])
+    assert abs(x.mean()) < 1e-3
+    assert abs(x.std() - 1) < 1e-3
+
+
+def test_colours_are_normalised_each_by_its_own(small_args, monkeypatch):
+    facts = archs.facts("cifar10")
+    images = torch.randint(256, (70, 3, 32, 32), dtype=torch.uint8)
+    monkeypatch.setattr(archs, "load", lambda *_, **__: (images, torch.zeros(70, dtype=torch.int64)))
+    data = main.load_data(small_args(dataset="cifar10", val_size=5), torch.device("cpu"))
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (facts.MEAN, facts.STD))
+    assert torch.allclose(data.normalize(images), (images / 255 - mean) / std, atol=1e-5)
+
+
+def test_no_two_datasets_share_their_statistics():
+    found = [(archs.facts(name).MEAN, archs.facts(name).STD) for name in archs.datasets()]
+    assert len(set(found)) == len(found)
+
+
+# 9. and 10. What is random, and the batches
+
+
+def batches_seen(args, log, round_=0, disturb=False):
+    """The examples that train shows to the model: for each epoch a tensor (steps, batch), and the examples' number."""
+    n = 25
+    images = torch.zeros(n, 1, 1, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(n)
+    data = small_data(4)
+    data.train = [images, torch.zeros(n, dtype=torch.int64)]
+    data.val = data.test = [images[:1], torch.zeros(1, dtype=torch.int64)]
+    data.normalize = lambda x: x.float()
+    model = Recorder()
+    if disturb:
+        torch.rand(17)
+    main.train(args, model, ones(model), data, round_, log)
+    seen = [x[:, 0, 0, 0].long() for training, x in model.seen if training]
+    return torch.stack(seen).view(args.end_iter, -1, args.batch_size)
+
+
+def test_full_batches_of_a_fresh_permutation_each_epoch(small_args, log):
+    epochs = batches_seen(small_args(batch_size=10, end_iter=30), log)
+    assert epochs.shape == (30, 2, 10)
+    assert all(len(set(epoch.flatten().tolist())) == 20 for epoch in epochs), "an example came twice in an epoch"
+    assert len({tuple(epoch.flatten().tolist()) for epoch in epochs}) == 30
+    assert set(epochs.flatten().tolist()) == set(range(25)), "the remainder must rotate with the shuffle"
+
+
+def test_the_order_follows_from_seed_round_and_epoch_alone(small_args, log):
+    args = {"batch_size": 10, "end_iter": 3}
+    lt = batches_seen(small_args(**args), log)
+    assert torch.equal(lt, batches_seen(small_args(**args, prune_type="reinit"), log, disturb=True))
+    assert torch.equal(lt[:2], batches_seen(small_args(batch_size=10, end_iter=2), log))
+    assert not torch.equal(lt, batches_seen(small_args(**args), log, round_=1))
+    assert not torch.equal(lt, batches_seen(small_args(**args, seed=1), log))
+
+
+def test_seeds_do_not_collide():
+    states = set()
+    keys = [(), (0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    for seed in (0, 1, 2, 2**32, 2**32 + 1, 2**64 - 1):
+        for key in keys:
+            main.seed_torch(seed, *key)
+            states.add(tuple(torch.rand(4).tolist()))
+    assert len(states) == 6 * len(keys)
+
+
+def test_initial_weights_follow_from_seed_and_round_alone(small_args):
+    def weights(round_, **changes):
+        torch.rand(3)
+        return main.new_model(small_args(**changes), round_)[1].weight
+
+    assert torch.equal(weights(0), weights(0, prune_type="reinit"))
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(0), weights(1))
+    assert not torch.equal(weights(0), weights(0, seed=1))
+
+
+def arrays(args):
+    folder = utils.folders(args).dumps
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.dat"))}
+
+
+def test_the_same_command_gives_the_same_bytes_and_another_seed_others(small_args, tmp_path):
+    runs = [small_args(output_dir=tmp_path / "a"), small_args(output_dir=tmp_path / "b"), small_args(seed=7)]
+    for args in runs:
+        main.main(args)
+    first, same, other = map(arrays, runs)
+    assert first == same
+    assert first.keys() == other.keys()
+    assert first["lt_all_loss_0.dat"] != other["lt_all_loss_0.dat"]
+
+
+def test_dropout_follows_from_the_seed_too(small_args, monkeypatch):
+    monkeypatch.setattr(main, "load_data", lambda *_: small_data(40))
+    losses = []
+    for name in "ab":
+        args = small_args(
+            arch_type="alexnet", batch_size=10, prune_iterations=1, output_dir=f"{small_args().output_dir}/{name}"
+        )
+        torch.rand(5)
+        main.main(args)
+        losses.append(arrays(args)["lt_all_loss_0.dat"])
+    assert losses[0] == losses[1]
+
+
+def test_lt_and_reinit_are_one_in_the_dense_round_and_part_after_it(small_args):
+    lt, reinit = small_args(), small_args(prune_type="reinit")
+    main.main(lt)
+    main.main(reinit)
+    lt, reinit = arrays(lt), arrays(reinit)
+    assert lt["lt_all_loss_0.dat"] == reinit["reinit_all_loss_0.dat"]
+    assert lt["lt_all_loss_1.dat"] != reinit["reinit_all_loss_1.dat"]
+    assert lt["lt_compression.dat"] == reinit["reinit_compression.dat"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small_args):
+    with pytest.raises(utils.Failure, match=r"round 0, epoch 1.*--lr"):
+        main.main(small_args(lr=1e30))
