@@ -8,11 +8,11 @@ import struct
 import numpy as np
 import pytest
 import torch
-from conftest import small_data
 from torchvision.datasets import cifar, mnist
 
 import archs
 import main
+from conftest import small_data
 
 PAIRS = [(dataset, arch_type) for dataset in archs.datasets() for arch_type in archs.architectures(dataset)]
 

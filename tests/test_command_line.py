@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import archs
 import combine_plots
 import main
 import utils
+from conftest import command
 
 QUICK = ("main.py", "--dataset=digits", "--prune_percent=20", "--gpu=cpu")
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import small_data
 from torch import nn
 
 import archs
 import main
 import utils
+from conftest import QuietLog, small_data
 
 BATCH_NORM = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 
@@ -406,3 +406,28 @@ def test_lt_and_reinit_are_one_in_the_dense_round_and_part_after_it(small_args):
 def test_a_loss_that_is_not_finite_stops_the_run(small_args):
     with pytest.raises(utils.Failure, match=r"round 0, epoch 1.*--lr"):
         main.main(small_args(lr=1e30))
+
+
+# The loop
+
+
+def test_no_step_waits_for_the_device(small_args, monkeypatch):
+    """Whatever moves a value from the device to Python is called as often for many steps as for few."""
+    counts = []
+
+    def counted(original):
+        def spy(*args, **kwargs):
+            counts[-1] += 1
+            return original(*args, **kwargs)
+
+        return spy
+
+    for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__array__"):
+        monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+    for batch_size in (180, 20):
+        args = small_args(batch_size=batch_size)
+        model = main.new_model(args, 0)
+        masks, data = half(model), small_data(480)
+        counts.append(0)
+        main.train(args, model, masks, data, 0, QuietLog())
+    assert counts[0] == counts[1] > 0

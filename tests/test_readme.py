@@ -1,0 +1,110 @@
+"""The README tells the truth: its recipes work as printed, and it names every flag with its default."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+import main
+from conftest import ROOT, command
+
+README = (ROOT / "README.md").read_text()
+
+
+def block(language, after):
+    """The first code block of a language that follows some text."""
+    return re.search(rf"```{language}\n(.*?)```", README[README.index(after) :], re.DOTALL)[1]
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    """A copy of the code."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("main.py", "utils.py", "combine_plots.py"):
+        shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "archs", copy / "archs")
+    return copy
+
+
+def run(scratch, *flags):
+    result = command("main.py", "--end_iter=1", "--gpu=cpu", *flags, cwd=scratch)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_using_a_ticket(scratch):
+    run(scratch, "--dataset=digits", "--prune_iterations=8")
+    more = """
+kept = {name: int(mask.sum()) for name, mask in ticket["masks"].items()}
+images, labels = archs.load("digits", "data", train=False)
+facts = archs.facts("digits")
+x = (images / 255 - torch.tensor(facts.MEAN).view(-1, 1, 1)) / torch.tensor(facts.STD).view(-1, 1, 1)
+print(100 * (model.eval()(x).argmax(1) == labels).double().mean().item() - ticket["test_accuracy"])
+optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+for _ in range(3):
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(model(x), labels).backward()
+    optimizer.step()
+model(x)
+print([int((model.get_submodule(name.rpartition(".")[0]).weight != 0).sum()) - n for name, n in kept.items()])
+"""
+    result = command("-c", block("python", "## Use a ticket") + more, cwd=scratch)
+    assert result.returncode == 0, result.stderr
+    difference, counts = result.stdout.splitlines()
+    assert float(difference) == pytest.approx(0, abs=0.3)  # the ticket's accuracy, but for rounding near a tie
+    assert counts == "[0, 0, 0]"
+
+
+def test_adding_an_architecture(scratch):
+    (scratch / "archs/common/wide.py").write_text(block("python", "An architecture is one file"))
+    table = run(scratch, "--dataset=digits", "--arch_type=wide", "--prune_iterations=2")
+    assert "392000      352800    90.00" in table
+    assert "wide" in command("main.py", "--help", cwd=scratch).stdout
+
+
+def test_adding_a_dataset(scratch):
+    folder = scratch / "archs/letters"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(block("python", "A dataset is one folder"))
+    (scratch / "data").mkdir()
+    random, parts = np.random.default_rng(0), {}
+    for part, n in (("train", 300), ("test", 50)):
+        parts[f"{part}_images"] = random.integers(256, size=(n, 1, 28, 28), dtype=np.uint8)
+        parts[f"{part}_labels"] = random.integers(26, size=n)
+    missing = command("main.py", "--dataset=letters", "--gpu=cpu", cwd=scratch)
+    assert missing.returncode == 2
+    assert "letters.npz" in missing.stderr
+    np.savez(scratch / "data/letters.npz", **parts)
+    for arch_type in ("fc1", "lenet5"):
+        run(scratch, "--dataset=letters", f"--arch_type={arch_type}", "--prune_iterations=2")
+    statistics = re.search(r'python3 (-c) "(.*?)"', block("sh", "This prints the mean"))
+    result = command(*statistics.groups(), cwd=scratch)
+    mean, std = re.findall(r"tensor\(\[([\d.]+)\]\)", result.stdout)
+    assert float(mean) == pytest.approx(0.5, abs=0.01)
+    assert float(std) == pytest.approx(0.29, abs=0.01)
+
+
+def test_every_flag_is_in_the_table_with_its_default():
+    table = dict(re.findall(r"^\| `--(\w+)` \| (.*?) \|", README, re.MULTILINE))
+    defaults = vars(main.parse_args([]))
+    assert set(table) == set(defaults)
+    for flag, default in defaults.items():
+        shown = table[flag].strip("`")
+        if default is None or default is False:
+            assert shown in ("the dataset's", "off")
+        else:
+            assert type(default)(shown) == default, flag
+
+
+def test_every_main_command_is_valid():
+    commands = re.findall(r"python3 main\.py ([^&\n]*)", README)
+    assert len(commands) >= 4
+    for flags in commands:
+        main.parse_args(flags.split())
+
+
+def test_the_figures_are_there():
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / path).read_bytes().startswith(b"\x89PNG")
