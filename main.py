@@ -36,18 +36,17 @@ def main(args):
     device = pick_device(args.gpu)
     with utils.Log(args) as log:
         data = load_data(args, device)
-        model = new_model(args, round_=0).to(device)
+        model = prepare(new_model(args, round_=0), args, device)
         initial = utils.copy_state(model)
         log.initial(initial)
         masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
 
         for round_ in range(args.prune_iterations):
-            if round_ > 0:
-                masks = prune(prunable(model), masks, args.prune_percent, args.prune_scope)
-                model.load_state_dict(initial if args.prune_type == "lt" else new_model(args, round_).state_dict())
-            apply_masks(model, masks)
             best = train(args, model, masks, data, round_, log)
             log.ticket(round_, model, masks, best)
+            masks = prune(prunable(model), masks, args.prune_percent, args.prune_scope)
+            model.load_state_dict(initial if args.prune_type == "lt" else new_model(args, round_ + 1).state_dict())
+            apply_masks(model, masks)
 
 
 def pick_device(gpu):
@@ -56,6 +55,7 @@ def pick_device(gpu):
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if gpu < count:
+        torch.set_float32_matmul_precision("high")  # TF32
         return torch.device("cuda", gpu)
     if gpu == count == 0:
         print("no GPU found: running on the CPU")
@@ -94,7 +94,7 @@ def load_data(args, device):
         train=[images[train].to(device), labels[train].to(device)],
         val=[images[val].to(device), labels[val].to(device)] if val_size else test,
         test=test,
-        normalize=lambda images: images.float().sub_(mean).div_(std),
+        normalize=lambda images: images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std),
     )
 
 
@@ -110,6 +110,14 @@ def new_model(args, round_):
             nn.init.xavier_normal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    return model
+
+
+def prepare(model, args, device):
+    """The model on `device`, in the memory format and precision that it trains in."""
+    model = model.to(device, memory_format=torch.channels_last)
+    if args.amp:
+        model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
     return model
 
 
@@ -156,17 +164,19 @@ def apply_masks(model, masks):
 
 def train(args, model, masks, data, round_, log):
     """Train for one round, evaluating as it goes. Leaves the final weights in `model`, returns those at best validation."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     images, labels = data.train
     device, steps = labels.device, len(labels) // args.batch_size
-    kept = [(weight, masks[name].to(weight.dtype)) for name, weight in prunable(model).items()]
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.Adam(model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True, capturable=on_gpu)
+    kept = [(weight, torch.empty_like(weight).copy_(masks[name])) for name, weight in prunable(model).items()]
     batches = torch.zeros(steps, args.batch_size, dtype=torch.int64, device=device)
     done = torch.zeros(1, dtype=torch.int64, device=device)  # steps of this epoch
     total_loss = torch.zeros((), dtype=torch.float64, device=device)
 
     def step():
         batch = batches.index_select(0, done).squeeze(0)
-        loss = F.cross_entropy(model(data.normalize(images.index_select(0, batch))), labels[batch])
+        logits = model(data.normalize(images.index_select(0, batch)))
+        loss = F.cross_entropy(logits.float(), labels.index_select(0, batch))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -176,6 +186,8 @@ def train(args, model, masks, data, round_, log):
         total_loss.add_(loss.detach())
         done.add_(1)
 
+    model.train()
+    step = graphed(step, done, model, optimizer)
     best, best_accuracy, start = None, -1, time.perf_counter()
     log.round(round_, masks, args.end_iter * steps)
     for epoch in range(1, args.end_iter + 1):
@@ -211,6 +223,36 @@ def train(args, model, masks, data, round_, log):
     return best
 
 
+def graphed(step, done, model, optimizer):
+    """On a GPU, `step` captured once as a CUDA graph, which is replayed without work for the host; elsewhere `step` itself.
+
+    Before a capture come some steps for real. What they change in the model and the optimizer is put back.
+    """
+    if not done.is_cuda:
+        return step
+    state = utils.copy_state(model)
+    moments = {tensor: tensor.clone() for entry in optimizer.state.values() for tensor in entry.values()}
+    try:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                done.zero_()
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        step = graph.replay
+    except RuntimeError as error:
+        print(f"no CUDA graph, each step is launched anew: {str(error).splitlines()[0]}")
+    model.load_state_dict(state)
+    for entry in optimizer.state.values():
+        for tensor in entry.values():
+            tensor.copy_(moments.get(tensor, torch.zeros_like(tensor)))
+    return step
+
+
 @torch.no_grad()
 def evaluate(model, examples, normalize):
     """Mean loss and accuracy (percent) of `model` over all `examples`, in eval mode."""
@@ -218,7 +260,7 @@ def evaluate(model, examples, normalize):
     images, labels = examples
     loss, correct = torch.zeros(2, dtype=torch.float64, device=labels.device)
     for x, y in zip(images.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True):
-        logits = model(normalize(x))
+        logits = model(normalize(x)).float()
         loss += F.cross_entropy(logits, y, reduction="sum")
         correct += (logits.argmax(1) == y).sum()
     loss, correct = torch.stack([loss, correct]).tolist()
@@ -266,6 +308,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("machine")
     add = group.add_argument
     add("--gpu", default=0, type=gpu, metavar="N", help="index of the GPU, or cpu")
+    add("--amp", action="store_true", help="bfloat16 in the forward pass")
     add("--data_dir", default="data", metavar="DIR", help="where datasets are, or are downloaded to")
     add("--output_dir", default=".", metavar="DIR", help="where results go")
     add("--overwrite", action="store_true", help="start anew where results exist")

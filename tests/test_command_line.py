@@ -137,7 +137,7 @@ def test_the_defaults_are_those_of_the_contract():
     assert vars(main.parse_args([])) == {
         "prune_type": "lt", "dataset": "mnist", "arch_type": "fc1", "seed": 0, "prune_percent": 10.0, "prune_iterations": 35,
         "prune_scope": "layer", "lr": 1.2e-3, "batch_size": 60, "end_iter": 100, "weight_decay": 0.0, "val_size": None,
-        "valid_freq": 1, "gpu": 0, "data_dir": "data", "output_dir": ".", "overwrite": False, "print_freq": 1,
+        "valid_freq": 1, "gpu": 0, "amp": False, "data_dir": "data", "output_dir": ".", "overwrite": False, "print_freq": 1,
     }  # fmt: skip
 
 

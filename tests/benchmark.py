@@ -1,0 +1,296 @@
+"""How long training takes: this project, the usual way, and the floor below both. Run by hand, on an idle machine:
+
+    python3 tests/benchmark.py
+    python3 tests/benchmark.py --device=cuda
+
+(a) is this project, through the functions that main.py runs. (b) is the usual way: a torchvision dataset with ToTensor and
+Normalize in a DataLoader, unfused Adam, masks applied to the gradients through NumPy. (c) is the floor: the same convolutions
+and matrix products, forward and backward, and the optimizer's step, with nothing between them. Images are random: only their
+shape counts. Figures are medians over repeated, interleaved runs; an epoch includes the evaluation of validation and test set.
+"""
+
+import argparse
+import contextlib
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import CIFAR10, MNIST
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import archs  # noqa: E402
+import main  # noqa: E402
+
+SIZES = {"mnist": (55000, 15000), "cifar10": (45000, 15000)}  # examples trained on and evaluated in an epoch
+# Steps and evaluated examples that are timed at once; the CPU takes seconds for a step of resnet18.
+WORK = {"fc1": (900, 15000), "lenet5": (300, 5000), "resnet18": (3, 60)}
+
+
+def clock(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def random_examples(dataset, n):
+    facts = archs.facts(dataset)
+    images = torch.randint(256, (n, facts.CHANNELS, facts.SIZE, facts.SIZE), dtype=torch.uint8)
+    return images, torch.randint(facts.CLASSES, (n,))
+
+
+class Timer:
+    """Stands in for utils.Log, and times the steps between a round's begin and its first evaluation."""
+
+    def __init__(self, device):
+        self.device, self.bar = device, SimpleNamespace(update=lambda: None)
+
+    def round(self, *_):
+        self.start = clock(self.device)
+
+    def epoch(self, epoch, loss, row):
+        self.stop = row["seconds"]
+
+
+def ours(arch_type, dataset, device, steps, evaluated, batch_size, amp):
+    """Returns a function that gives (seconds per step, seconds per evaluated example) of (a)."""
+    flags = [f"--dataset={dataset}", f"--arch_type={arch_type}", "--end_iter=1", f"--batch_size={batch_size}"]
+    args = main.parse_args(flags + ["--amp"] * amp)
+    numbers = iter([random_examples(dataset, steps * batch_size), random_examples(dataset, evaluated)])
+    with replaced(archs, "load", lambda *_, **__: next(numbers)):
+        args.val_size = 0
+        data = main.load_data(args, device)
+    model = main.prepare(main.new_model(args, 0), args, device)
+    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in main.prunable(model).items()}
+
+    def run():
+        spent, evaluate = [], main.evaluate
+
+        def timed(*args):
+            start = clock(device)
+            result = evaluate(*args)
+            spent.append((start, clock(device)))
+            return result
+
+        log = Timer(device)
+        with replaced(main, "evaluate", timed):
+            main.train(args, model, masks, data, 0, log)
+        return (spent[0][0] - log.start) / steps, statistics.median(b - a for a, b in spent) / evaluated
+
+    return run
+
+
+@contextlib.contextmanager
+def replaced(module, name, value):
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+def usual(arch_type, dataset, device, steps, evaluated, batch_size):
+    """The same for (b)."""
+    facts, kind = archs.facts(dataset), {"mnist": MNIST, "cifar10": CIFAR10}[dataset]
+
+    def loader(n, **options):
+        images, labels = random_examples(dataset, n)
+        examples = kind.__new__(kind)  # torchvision's own __getitem__, without its files
+        examples.data = images[:, 0] if facts.CHANNELS == 1 else images.permute(0, 2, 3, 1).numpy()
+        examples.targets = labels
+        examples.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(facts.MEAN, facts.STD)])
+        examples.target_transform = None
+        return DataLoader(examples, batch_size, **options)
+
+    train, test = loader(steps * batch_size, shuffle=True), loader(evaluated)
+    model = archs.build(dataset, arch_type).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), 1.2e-3, foreach=False, fused=False)
+    masks = {name: torch.ones_like(weight).cpu().numpy() for name, weight in main.prunable(model).items()}
+
+    def run():
+        model.train()
+        start = clock(device)
+        for x, y in train:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x.to(device)), y.to(device))
+            loss.backward()
+            for name, weight in main.prunable(model).items():
+                weight.grad = torch.from_numpy(weight.grad.cpu().numpy() * masks[name]).to(device)
+            optimizer.step()
+            loss.item()
+        middle = clock(device)
+        model.eval()
+        with torch.no_grad():
+            for x, y in test:
+                (model(x.to(device)).argmax(1) == y.to(device)).sum().item()
+        return (middle - start) / steps, (clock(device) - middle) / evaluated
+
+    return run
+
+
+def floor(arch_type, dataset, device, steps, batch_size, amp):
+    """The same for (c), without an evaluation."""
+    facts = archs.facts(dataset)
+    layers = []
+
+    def keep(layer, inputs, output):
+        layers.append((layer, inputs[0].detach(), torch.randn_like(output)))
+
+    model = archs.build(dataset, arch_type).to(device, memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.register_forward_hook(keep)
+    x = torch.randn(batch_size, facts.CHANNELS, facts.SIZE, facts.SIZE, device=device)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        model(x.to(memory_format=torch.channels_last))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer = torch.optim.Adam(model.parameters(), 1.2e-3, fused=True)
+    products = [product(*layer, first=index == 0, amp=amp) for index, layer in enumerate(layers)]
+
+    @torch.no_grad()
+    def run():
+        start = clock(device)
+        for _ in range(steps):
+            for forward, _ in products:
+                forward()
+            for _, backward in reversed(products):
+                backward()
+            optimizer.step()
+        return (clock(device) - start) / steps, None
+
+    return run
+
+
+def product(layer, x, gradient, first, amp):
+    """A layer's arithmetic as two functions, forward and backward; the first layer's input needs no gradient."""
+    weight = layer.weight.detach()
+    if amp:
+        x, gradient, weight = x.bfloat16(), gradient.bfloat16(), weight.bfloat16()
+    if isinstance(layer, nn.Linear):
+        return lambda: x @ weight.t(), lambda: (gradient.t() @ x, None if first else gradient @ weight)
+    shape = (layer.stride, layer.padding, layer.dilation)
+    return (
+        lambda: F.conv2d(x, weight, None, *shape),
+        lambda: torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, *shape, False, [0, 0], layer.groups, [not first, True, False]
+        ),
+    )
+
+
+def compare(arch_type, dataset, device, batch_size, repeats, amp):
+    """One line of the table."""
+    steps, evaluated = (2000, 15000) if device.type == "cuda" else WORK[arch_type]
+    steps = min(steps, SIZES[dataset][0] // batch_size)
+    runs = {
+        "a": ours(arch_type, dataset, device, steps, evaluated, batch_size, amp),
+        "b": usual(arch_type, dataset, device, min(steps, 300), min(evaluated, 3000), batch_size),
+        "c": floor(arch_type, dataset, device, steps, batch_size, amp),
+    }
+    results = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            result = run()
+            if repeat:  # the first warms up
+                results[name].append(result)
+    step = {name: statistics.median(result[0] for result in found) for name, found in results.items()}
+    each = {name: statistics.median(result[1] for result in found) for name, found in results.items() if name != "c"}
+    trained, tested = SIZES[dataset]
+    epoch = {name: trained // batch_size * step[name] + tested * each[name] for name in each}
+    print(
+        f"{f'{arch_type}/{dataset}':18} {batch_size:5}"
+        + "".join(f" {1000 * step[name]:9.3f}" for name in "abc")
+        + f" {step['b'] / step['a']:6.1f} {step['a'] / step['c']:6.2f}"
+        + f" {epoch['a']:9.2f} {epoch['b']:9.2f} {epoch['b'] / epoch['a']:6.1f}",
+        flush=True,
+    )
+
+
+ROUND = """
+import resource, sys, time
+began = time.time()
+import torch
+import archs, main, utils
+images = {True: 60000, False: 10000}
+def load(dataset, data_dir, train):
+    n = images[train]
+    return torch.randint(256, (n, 1, 28, 28), dtype=torch.uint8), torch.randint(10, (n,))
+archs.load = load
+first, spent = [], {"evaluation": 0, "files, figures": 0}
+def timed(owner, name, part):
+    original = getattr(owner, name)
+    def run(*args, **kwargs):
+        start = time.perf_counter()
+        result = original(*args, **kwargs)
+        spent[part] += time.perf_counter() - start
+        return result
+    setattr(owner, name, run)
+timed(main, "evaluate", "evaluation")
+timed(utils.Log, "ticket", "files, figures")
+timed(utils.Log, "epoch", "files, figures")
+timed(utils.Log, "round", "files, figures")
+update = utils.tqdm.update
+utils.tqdm.update = lambda self, n=1: (first or first.append(time.time()), update(self, n))[1]
+start = time.perf_counter()
+main.main(main.parse_args(sys.argv[1:]))
+total = time.perf_counter() - start
+rounds = 3
+for part, seconds in spent.items():
+    print(f"a round outside training, {part}: {seconds / rounds:.2f} s, {100 * seconds / total:.1f}% of all")
+print(f"start to first step: {first[0] - float(sys.argv0):.2f} s")
+print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+"""
+
+
+def whole_rounds(device):
+    """A run of fc1 on images of MNIST's shape by main.main: what happens outside the steps, start-up time, memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [
+            f"--output_dir={folder}",
+            "--prune_iterations=3",
+            "--end_iter=10",
+            f"--gpu={'0' if device.type == 'cuda' else 'cpu'}",
+        ]
+        code = ROUND.replace("sys.argv0", repr(time.time()))
+        result = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, check=True)
+    print("\n".join(result.stdout.splitlines()[-4:]))
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--repeats", default=5, type=int)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    args = parse_args()
+    device = torch.device(args.device)
+    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
+    print(f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{'':24} {'milliseconds per step':^29} {'ratios':^13} {'seconds per epoch':^19}")
+    print(f"{'network/data':18} batch         a         b         c    b/a    a/c         a         b    b/a")
+    cases = [
+        ("fc1", "mnist", 60, False),
+        ("lenet5", "mnist", 60, False),
+        ("lenet5", "cifar10", 60, False),
+        ("resnet18", "cifar10", 60, False),
+    ]
+    if args.device == "cuda":
+        cases.append(("resnet18", "cifar10", 512, True))
+    for arch_type, dataset, batch_size, amp in cases:
+        compare(arch_type, dataset, device, batch_size, args.repeats, amp)
+    whole_rounds(device)
