@@ -17,7 +17,6 @@ J. Frankle and M. Carbin, "The Lottery Ticket Hypothesis: Finding Sparse, Traina
 
 import argparse
 import math
-import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -35,14 +34,18 @@ EVAL_BATCH = 1000
 def main(args):
     device = pick_device(args.gpu)
     with utils.Log(args) as log:
+        if log.finished:
+            return
         data = load_data(args, device)
         model = prepare(new_model(args, round_=0), args, device)
-        initial = utils.copy_state(model)
-        log.initial(initial)
+        initial = log.initial(utils.copy_state(model))
         masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+        saved = log.saved
+        first = take_up(saved, model, masks) if saved else 0
 
-        for round_ in range(args.prune_iterations):
-            best = train(args, model, masks, data, round_, log)
+        for round_ in range(first, args.prune_iterations):
+            best = train(args, model, masks, data, round_, log, saved)
+            saved = None
             log.ticket(round_, model, masks, best)
             masks = prune(prunable(model), masks, args.prune_percent, args.prune_scope)
             model.load_state_dict(initial if args.prune_type == "lt" else new_model(args, round_ + 1).state_dict())
@@ -55,6 +58,7 @@ def pick_device(gpu):
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if gpu < count:
+        torch.cuda.set_device(gpu)
         torch.set_float32_matmul_precision("high")  # TF32
         return torch.device("cuda", gpu)
     if gpu == count == 0:
@@ -77,7 +81,7 @@ def load_data(args, device):
     except (OSError, ValueError) as error:
         raise utils.BadInput(error) from error
 
-    val_size = facts.VAL_SIZE if args.val_size is None else args.val_size
+    val_size = args.val_size
     train_size = len(labels) - val_size
     if train_size <= 0:
         raise utils.BadInput(f"--val_size={val_size} leaves nothing of the {len(labels)} training examples to train on")
@@ -162,48 +166,76 @@ def apply_masks(model, masks):
         weight.masked_fill_(~masks[name], 0)
 
 
-def train(args, model, masks, data, round_, log):
-    """Train for one round, evaluating as it goes. Leaves the final weights in `model`, returns those at best validation."""
-    images, labels = data.train
+def take_up(saved, model, masks):
+    """Put the model and the masks where a checkpoint says that they were; returns the round."""
+    try:
+        model.load_state_dict(saved["model"])
+        for name, mask in masks.items():
+            mask.copy_(saved["masks"][name])
+    except (RuntimeError, KeyError) as error:
+        raise utils.BadInput("the results there are of another network than this: start anew with --overwrite") from error
+    return saved["round"]
+
+
+def train(args, model, masks, data, round_, log, saved=None):
+    """Train for one round, evaluating as it goes, from its begin or from where `saved`, a checkpoint, left it.
+
+    Leaves the final weights in `model`, returns those at best validation.
+    """
+    labels = data.train[1]
     device, steps = labels.device, len(labels) // args.batch_size
-    on_gpu = device.type == "cuda"
-    optimizer = torch.optim.Adam(model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True, capturable=on_gpu)
-    kept = [(weight, torch.empty_like(weight).copy_(masks[name])) for name, weight in prunable(model).items()]
-    batches = torch.zeros(steps, args.batch_size, dtype=torch.int64, device=device)
-    done = torch.zeros(1, dtype=torch.int64, device=device)  # steps of this epoch
-    total_loss = torch.zeros((), dtype=torch.float64, device=device)
-
-    def step():
-        batch = batches.index_select(0, done).squeeze(0)
-        logits = model(data.normalize(images.index_select(0, batch)))
-        loss = F.cross_entropy(logits.float(), labels.index_select(0, batch))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            for weight, mask in kept:  # momentum and weight decay would bring pruned weights back
-                weight.mul_(mask)
-        total_loss.add_(loss.detach())
-        done.add_(1)
-
+    random = torch.cuda if device.type == "cuda" else torch  # where the state of the device's random numbers is
+    optimizer = torch.optim.Adam(
+        model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True, capturable=device.type == "cuda"
+    )
+    epoch_ = SimpleNamespace(
+        batches=torch.zeros(steps, args.batch_size, dtype=torch.int64, device=device),
+        done=torch.zeros(1, dtype=torch.int64, device=device),
+        loss=torch.zeros((), dtype=torch.float64, device=device),
+    )
+    first, skip, best, best_accuracy = 1, 0, None, -1
+    if saved:
+        first, skip, best, best_accuracy = (saved[name] for name in ("epoch", "step", "best", "best_accuracy"))
+        optimizer.load_state_dict(saved["optimizer"])
     model.train()
-    step = graphed(step, done, model, optimizer)
-    best, best_accuracy, start = None, -1, time.perf_counter()
-    log.round(round_, masks, args.end_iter * steps)
-    for epoch in range(1, args.end_iter + 1):
+    step = graphed(make_step(model, masks, data, optimizer, epoch_), epoch_.done, model, optimizer)
+
+    def checkpoint(epoch, step):
+        log.checkpoint(
+            round=round_,
+            epoch=epoch,
+            step=step,
+            model=model.state_dict(),
+            masks=masks,
+            optimizer=optimizer.state_dict(),
+            loss=epoch_.loss,
+            random=random.get_rng_state(),
+            best=best,
+            best_accuracy=best_accuracy,
+        )
+
+    log.round(round_, masks, steps, (first - 1) * steps + skip)
+    for epoch in range(first, args.end_iter + 1):
         seed_torch(args.seed, round_, epoch)
         order = torch.randperm(len(labels), device=device)  # its last, incomplete batch is left out
-        batches.copy_(order[: batches.numel()].view_as(batches))
-        done.zero_()
-        total_loss.zero_()
+        epoch_.batches.copy_(order[: epoch_.batches.numel()].view_as(epoch_.batches))
+        epoch_.done.fill_(skip)
+        epoch_.loss.zero_()
+        if skip:
+            epoch_.loss.copy_(saved["loss"])
+            random.set_rng_state(saved["random"])
         model.train()
-        for _ in range(steps):  # nothing in here waits for the device
+        for index in range(skip, steps):  # nothing in here waits for the device, but a checkpoint when it is due
             step()
             log.bar.update()
-        loss = total_loss.item() / steps
+            if log.checkpoint_due():
+                checkpoint(epoch, index + 1)
+        skip = 0
+        loss = epoch_.loss.item() / steps
         if not math.isfinite(loss):
             raise utils.Failure(
-                f"the training loss is {loss} in round {round_}, epoch {epoch}: try a lower --lr than {args.lr}"
+                f"the training loss is {loss} in round {round_}, epoch {epoch}: "
+                f"start anew with a lower --lr than {args.lr} (and --overwrite or another --output_dir)"
             )
         row = None
         if epoch % args.valid_freq == 0 or epoch == args.end_iter:
@@ -215,12 +247,37 @@ def train(args, model, masks, data, round_, log):
                 "val_loss": val_loss,
                 "val_accuracy": val_accuracy,
                 "test_accuracy": evaluate(model, data.test, data.normalize)[1],
-                "seconds": time.perf_counter() - start,
             }
             if val_accuracy > best_accuracy:
                 best, best_accuracy = utils.copy_state(model), val_accuracy
         log.epoch(epoch, loss, row)
+    checkpoint(args.end_iter + 1, 0)
     return best
+
+
+def make_step(model, masks, data, optimizer, epoch):
+    """A function that does one iteration, all of it on the device, so that it can be captured once and replayed.
+
+    `epoch` is where it reads and writes: .batches (steps, batch size) has the examples' numbers, .done counts the steps,
+    .loss adds up their losses.
+    """
+    images, labels = data.train
+    kept = [(weight, torch.empty_like(weight).copy_(masks[name])) for name, weight in prunable(model).items()]
+
+    def step():
+        batch = epoch.batches.index_select(0, epoch.done).squeeze(0)
+        logits = model(data.normalize(images.index_select(0, batch)))
+        loss = F.cross_entropy(logits.float(), labels.index_select(0, batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for weight, mask in kept:  # momentum and weight decay would bring pruned weights back
+                weight.mul_(mask)
+        epoch.loss.add_(loss.detach())
+        epoch.done.add_(1)
+
+    return step
 
 
 def graphed(step, done, model, optimizer):
@@ -318,6 +375,8 @@ def parse_args(argv=None):
     if args.arch_type not in archs.architectures(args.dataset):
         names = ", ".join(archs.architectures(args.dataset))
         parser.error(f"--arch_type={args.arch_type} is not for --dataset={args.dataset}, which has {names}")
+    if args.val_size is None:
+        args.val_size = archs.facts(args.dataset).VAL_SIZE
     return args
 
 

@@ -5,20 +5,30 @@ import contextlib
 import json
 import math
 import os
+import signal
 import sys
+import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullLocator
-from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 PRUNE_TYPES = ("lt", "reinit")
-PER_ROUND = ("compression", "bestaccuracy", "finalaccuracy", "earlystop", "earlystopaccuracy")  # .dat, one value a round
+LAST = "compression.dat"  # written after everything else of a round
+PER_ROUND = ("bestaccuracy.dat", "finalaccuracy.dat", "earlystop.dat", "earlystopaccuracy.dat", LAST)  # one value a round
+# Settings that may change from one start of a run to the next.
+FREE_SETTINGS = {"prune_iterations", "gpu", "data_dir", "output_dir", "overwrite", "print_freq"}
+CHECKPOINT_SECONDS = 20
+HISTOGRAM_BINS = 64
 
 
 class BadInput(Exception):
@@ -27,6 +37,14 @@ class BadInput(Exception):
 
 class Failure(Exception):
     """A run that cannot go on: exit status 1."""
+
+
+class Stopped(Exception):
+    """A run that a signal stopped, after a checkpoint: exit status 128 + the signal's number."""
+
+    def __init__(self, number, where):
+        super().__init__(f"{signal.Signals(number).name} {where}. The same command goes on from here")
+        self.signal = number
 
 
 # The command line
@@ -57,15 +75,20 @@ def one_line_errors(program):
     """Turn what users can cause into one line on stderr and an exit status."""
     try:
         yield
-    except BadInput as error:
-        status, message = 2, error
-    except (Failure, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        status, message = 1, f"{type(error).__name__}: {error}" if not isinstance(error, Failure) else error
-    except KeyboardInterrupt:
-        status, message = 130, "interrupted"
-    else:
         return
-    print(f"{program}: error:", " ".join(str(message).split()), file=sys.stderr)
+    except Stopped as stop:
+        status, message = 128 + stop.signal, f"stopped: {stop}"
+    except KeyboardInterrupt:
+        status, message = 130, "stopped"
+    except BadInput as error:
+        status, message = 2, f"error: {error}"
+    except Failure as error:
+        status, message = 1, f"error: {error}"
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+        status, message = 1, f"error: {type(error).__name__}: {error}"
+    sys.unraisablehook = lambda _: None  # a file that a full disk left open is tried, in vain, once more at the exit
+    with contextlib.suppress(OSError):
+        print(f"{program}:", " ".join(message.split()), file=sys.stderr)
     sys.exit(status)
 
 
@@ -84,18 +107,26 @@ def folders(args):
     )
 
 
-def write(path, save):
-    """Write a file whole or not at all: `save(file)` fills one beside it, which is then renamed over `path`."""
+def write(path, save, before=None):
+    """Write a file whole or not at all: `save(file)` fills one beside it, which is then renamed over `path`.
+
+    What `path` was is kept as `before`, where that is given.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f"{path.name}.tmp")
     try:
         with beside.open("wb") as file:
             save(file)
             file.flush()
             os.fsync(file.fileno())
+        if before and path.exists():
+            path.replace(before)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)  # so that the new names survive a loss of power too
+    os.fsync(folder)
+    os.close(folder)
 
 
 def write_array(path, values):
@@ -118,77 +149,222 @@ def copy_state(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def save_checkpoint(path, content):
-    """Save nested dicts of tensors and plain values so that torch.load(path, weights_only=True) reads them anywhere."""
+def save_checkpoint(path, content, before=None):
+    """Save nested dicts and lists of tensors and plain values so that torch.load(path, weights_only=True) reads them."""
 
     def to_cpu(value):
         if isinstance(value, dict):
             return {key: to_cpu(item) for key, item in value.items()}
         return value.cpu() if isinstance(value, torch.Tensor) else value
 
-    write(path, lambda file: torch.save(to_cpu(content), file))
+    write(path, lambda file: torch.save(to_cpu(content), file), before)
+
+
+def load_checkpoint(path, keys):
+    """What `save_checkpoint` saved, on the CPU: a dict with these keys. Nothing in it is executed.
+
+    Raises FileNotFoundError, or BadInput where the file is damaged by its checksums or is something else.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:  # which torch.save writes, with a CRC-32 of every part, which torch.load ignores
+            if file.testzip():
+                raise BadInput("its checksum does not fit")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or not keys <= content.keys():
+            raise BadInput("it is not a checkpoint of this program")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile and torch raise a dozen kinds for damaged files
+        raise BadInput(f"{path} is damaged ({' '.join(str(error).split())[:100]})") from error
+    return content
 
 
 # A run's log
 
 
+class Events:
+    """A TensorBoard event file, through tensorboardX.
+
+    Not through its SummaryWriter, whose thread dies on a full disk and then blocks the run that feeds it.
+    """
+
+    def __init__(self, folder, round_):
+        self.writer = EventsWriter(str(folder / "events"), f".round{round_:03}")
+
+    def add(self, content, step):
+        self.writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=content))
+
+    def flush(self):
+        self.writer.flush()
+
+
 class Log:
-    """Everything that a run leaves behind: progress, tables, logs, arrays, checkpoints, figures, TensorBoard events."""
+    """Everything that a run leaves behind: progress, tables, logs, arrays, checkpoints, figures, TensorBoard events.
+
+    While it is entered, it holds the run's lock, and SIGINT and SIGTERM wait for the next checkpoint.
+    """
 
     def __init__(self, args):
         self.args, self.folders = args, folders(args)
-        self.arrays = {name: [] for name in PER_ROUND}
-        self.bar = self.writer = None
-        found = [path for path in self._results() if path.exists()]
-        if found and not args.overwrite:
-            raise BadInput(
-                f"{found[0]} exists: results are there already. "
-                "Choose another --output_dir or --seed, or start anew with --overwrite"
-            )
+        self.bar = self.events = self.stop = None
+        self.log_path = self._path(self.folders.dumps, "log.jsonl")
+        self.initial_path, self.checkpoint_path, self.before_path = (
+            self.folders.saves / f"{name}_{args.prune_type}.pth.tar"
+            for name in ("initial_state_dict", "checkpoint", "checkpoint_before")
+        )
         try:
             for folder in vars(self.folders).values():
                 folder.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(self.folders.saves / f".{args.prune_type}.lock", blocking=False)
+            self.lock.acquire()
+        except Timeout as error:
+            raise BadInput(f"another process is at work on this run in {self.folders.saves}") from error
         except OSError as error:
             raise BadInput(f"--output_dir={args.output_dir} cannot be used: {error}") from error
+        try:
+            self.saved = None if args.overwrite else self._load()
+            self._compare_settings()
+        except BadInput:
+            self.lock.release()
+            raise
+        self.arrays = self.saved["arrays"] if self.saved else {name: [] for name in PER_ROUND}
 
     def __enter__(self):
+        self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *error):
-        if self.bar:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.bar is not None:
             self.bar.close()
-            self.writer.close()
+        self.lock.release()
 
-    def _results(self):
-        kind = self.args.prune_type
-        yield from self.folders.dumps.glob(f"{kind}_*")
-        yield from self.folders.plots.glob(f"{kind}_*")
-        yield from self.folders.saves.glob(f"*_{kind}.pth.tar")
-        yield from self.folders.runs.glob("*")
+    def _stop(self, number, frame):
+        self.stop = number
+        signal.signal(number, self.handlers[number])  # a second one takes effect at once
 
     def _path(self, folder, name):
         return folder / f"{self.args.prune_type}_{name}"
 
-    def initial(self, state):
-        """Start the run's files with the weights that it starts from."""
-        for path in list(self._results()):
-            path.unlink()
-        save_checkpoint(self.folders.saves / f"initial_state_dict_{self.args.prune_type}.pth.tar", state)
+    def _results(self):
+        """The run's results, checkpoints first: what is left without them cannot be mistaken for a run to go on with."""
+        kind = self.args.prune_type
+        yield from (self.checkpoint_path, self.before_path)
+        yield from self.folders.dumps.glob(f"{kind}_*")
+        yield from self.folders.plots.glob(f"{kind}_*")
+        yield from self.folders.saves.glob(f"[0-9]*_{kind}.pth.tar")
 
-    def round(self, round_, masks, iterations):
-        """Begin a round of so many iterations: its table, its progress bar, its TensorBoard file."""
-        self.round_, self.iterations = round_, iterations
-        self.rows, self.losses, self.accuracies = [], [], []
+    def _load(self):
+        """The newest good checkpoint, or None where there are no results yet."""
+        damage = None
+        for path in (self.checkpoint_path, self.before_path):
+            try:
+                saved = load_checkpoint(
+                    path, {"round", "epoch", "step", "model", "masks", "optimizer", "rows", "arrays", "args"}
+                )
+            except FileNotFoundError:
+                continue
+            except BadInput as error:
+                damage = damage or error
+                continue
+            if damage:
+                print(f"{damage}: going on from the checkpoint before it")
+                self.checkpoint_path.unlink()  # lest it take the good one's place
+            return saved
+        found = next((path for path in self._results() if path.exists() and path.stat().st_size), None)
+        if damage or found:
+            raise BadInput(
+                f"{damage or f'{found} exists, without a checkpoint to go on from'}. "
+                "Choose another --output_dir or --seed, or start anew with --overwrite"
+            )
+        return None
+
+    def _compare_settings(self):
+        """Raise BadInput where the results there are were made with other settings."""
+        for name, value in vars(self.args).items() if self.saved else ():
+            other = self.saved["args"].get(name)
+            if name not in FREE_SETTINGS and value != other:
+                raise BadInput(
+                    f"{self.folders.dumps} has results of --{name}={other}, not --{name}={value}. "
+                    "Choose another --output_dir or --seed, or start anew with --overwrite"
+                )
+
+    @property
+    def finished(self):
+        """Whether there is nothing to do. The array that is written last tells."""
+        rounds = self.args.prune_iterations
+        if not self.saved or self.saved["round"] + 1 < rounds or not self._path(self.folders.dumps, LAST).exists():
+            return False
+        if len(read_array(self._path(self.folders.dumps, LAST))) < rounds:
+            return False
+        print(f"finished: {self.folders.dumps} has all {rounds} rounds; a larger --prune_iterations adds more")
+        return True
+
+    def initial(self, state):
+        """The weights that the run started from: `state` for a new run, whose files are begun here."""
+        if self.saved:
+            with self.log_path.open("a") as file:
+                if file.tell() < self.saved["log_size"]:
+                    print(f"{self.log_path} has lost rows since the checkpoint")
+                else:  # rows since the checkpoint come again
+                    file.truncate(self.saved["log_size"])
+            return load_checkpoint(self.initial_path, state.keys())
+        for path in list(self._results()):
+            path.unlink(missing_ok=True)
+        save_checkpoint(self.initial_path, state)
+        return state
+
+    def round(self, round_, masks, steps, done):
+        """Begin a round of `steps` per epoch, or take it up after `done` steps: its table, its progress bar, its events."""
+        saved = self.saved if self.saved and self.saved["round"] == round_ else None
+        self.rows, self.losses, self.accuracies = (
+            list(saved[name]) if saved else [] for name in ("rows", "losses", "accuracies")
+        )
+        self.round_, self.iterations = round_, self.args.end_iter * steps
+        self.started = time.monotonic() - (saved["seconds"] if saved else 0)
         self.remaining = density(masks.values())
         print(f"\nround {round_} of 0..{self.args.prune_iterations - 1}: {self.remaining:.2f}% of the weights remain")
         print(table(masks), flush=True)
-        self.writer = SummaryWriter(str(self.folders.runs), filename_suffix=f".round{round_:03}", flush_secs=10)
+        for path in self.folders.runs.glob("events.*.round*"):
+            number = path.name.rpartition(".round")[2]
+            if number.isdecimal() and int(number) >= round_:
+                path.unlink()
+        self.events = Events(self.folders.runs, round_)
         if round_ == 0:
-            settings = {name: value for name, value in vars(self.args).items() if value is not None}
-            for summary in hparams(settings, {"ticket/accuracy": 0.0, "ticket/weights_remaining": 0.0}):
-                self.writer.file_writer.add_summary(summary)
+            settings = {name: value for name, value in vars(self.args).items() if name not in FREE_SETTINGS}
+            for content in summary.hparams(settings, {"ticket/accuracy": 0.0, "ticket/weights_remaining": 0.0}):
+                self.events.add(content, 0)
+        for row in self.rows:
+            self._add_evaluation(row)
+        self.events.flush()
         patience = 0.1 if sys.stderr.isatty() else 30  # seconds between lines; few of them in a file
-        self.bar = tqdm(total=iterations, desc=f"round {round_}", dynamic_ncols=True, mininterval=patience)
+        self.bar = tqdm(total=self.iterations, initial=done, desc=f"round {round_}", dynamic_ncols=True, mininterval=patience)
+        self.next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
+        if round_ == 0 and not saved:
+            self.next_checkpoint = 0  # at once, so that there is one
+
+    def checkpoint_due(self):
+        return self.stop or time.monotonic() > self.next_checkpoint
+
+    def checkpoint(self, **state):
+        """Save where the round is: `state`, and what this log holds of it. Raises Stopped where a signal asked for it."""
+        with self.log_path.open("a") as file:
+            os.fsync(file.fileno())
+            log_size = file.tell()
+        state |= {
+            "rows": self.rows,
+            "losses": self.losses,
+            "accuracies": self.accuracies,
+            "arrays": self.arrays,
+            "log_size": log_size,
+            "seconds": time.monotonic() - self.started,
+            "args": vars(self.args),
+        }
+        save_checkpoint(self.checkpoint_path, state, self.before_path)
+        self.next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
+        if self.stop:
+            raise Stopped(self.stop, f"in round {state['round']}, epoch {min(state['epoch'], self.args.end_iter)}")
 
     def epoch(self, epoch, loss, row=None):
         """Take up an epoch's mean training loss and, where there was one, its evaluation."""
@@ -196,28 +372,33 @@ class Log:
         self.accuracies.append(row["test_accuracy"] if row else math.nan)
         if row:
             row = {"round": self.round_, "weights_remaining": self.remaining, **row}
+            row["seconds"] = time.monotonic() - self.started
             self.rows.append(row)
-            with self._path(self.folders.dumps, "log.jsonl").open("a") as file:
+            with self.log_path.open("a") as file:
                 print(json.dumps(row), file=file)
-            step = self.round_ * self.iterations + row["iteration"]
-            for tag in ("loss/train", "loss/val", "accuracy/val", "accuracy/test"):
-                what, split = tag.split("/")
-                self.writer.add_scalar(tag, row[f"{split}_{what}"], step)
+            self._add_evaluation(row)
+            self.events.flush()
         if self.rows and (epoch % self.args.print_freq == 0 or epoch == self.args.end_iter):
-            accuracy, best = self.rows[-1]["test_accuracy"], self.best()["test_accuracy"]
+            accuracy, best = self.rows[-1]["test_accuracy"], self._best()["test_accuracy"]
             self.bar.set_postfix_str(
                 f"epoch {epoch}/{self.args.end_iter}, loss {loss:.4f}, accuracy {accuracy:.2f}%, best {best:.2f}%",
                 refresh=False,
             )
 
-    def best(self):
+    def _add_evaluation(self, row):
+        step = self.round_ * self.iterations + row["iteration"]
+        for tag in ("loss/train", "loss/val", "accuracy/val", "accuracy/test"):
+            what, split = tag.split("/")
+            self.events.add(summary.scalar(tag, row[f"{split}_{what}"]), step)
+
+    def _best(self):
         """The evaluation of best validation accuracy so far, the first of equals."""
         return max(self.rows, key=lambda row: row["val_accuracy"])
 
     def ticket(self, round_, model, masks, best):
         """End a round: the ticket's checkpoint, the arrays, the figures and TensorBoard's pages of it."""
         self.bar.close()
-        early, best_row, final_row = min(self.rows, key=lambda row: row["val_loss"]), self.best(), self.rows[-1]
+        early, best_row, final_row = min(self.rows, key=lambda row: row["val_loss"]), self._best(), self.rows[-1]
         save_checkpoint(
             self.folders.saves / f"{round_}_model_{self.args.prune_type}.pth.tar",
             {
@@ -230,41 +411,43 @@ class Log:
                 "args": vars(self.args),
             },
         )
-        values = (
-            self.remaining,
-            best_row["test_accuracy"],
-            final_row["test_accuracy"],
-            early["iteration"],
-            early["test_accuracy"],
-        )
-        for name, value in zip(PER_ROUND, values, strict=True):
-            self.arrays[name].append(value)
-            write_array(self._path(self.folders.dumps, f"{name}.dat"), self.arrays[name])
-        write_array(self._path(self.folders.dumps, f"all_loss_{round_}.dat"), self.losses)
-        write_array(self._path(self.folders.dumps, f"all_accuracy_{round_}.dat"), self.accuracies)
+        values = {
+            "bestaccuracy.dat": best_row["test_accuracy"],
+            "finalaccuracy.dat": final_row["test_accuracy"],
+            "earlystop.dat": early["iteration"],
+            "earlystopaccuracy.dat": early["test_accuracy"],
+            LAST: self.remaining,
+        }
+        self._events_of_ticket(round_, model, masks, best_row["test_accuracy"], early["iteration"])
+        self.arrays = {name: [*self.arrays[name][:round_], values[name]] for name in PER_ROUND}
         plot_round(self._path(self.folders.plots, f"LossVsAccuracy_{round_}.png"), self.losses, self.accuracies)
         path = self._path(self.folders.plots, "AccuracyVsWeights.png")
-        curves = {self.args.prune_type: [(self.arrays["compression"], self.arrays["bestaccuracy"])]}
+        curves = {self.args.prune_type: [(self.arrays[LAST], self.arrays["bestaccuracy.dat"])]}
         plot_accuracy(path, curves, title=f"{self.args.arch_type}, {self.args.dataset}")
-        self._tensorboard_ticket(round_, model, masks, best_row["test_accuracy"], early["iteration"])
+        write_array(self._path(self.folders.dumps, f"all_loss_{round_}.dat"), self.losses)
+        write_array(self._path(self.folders.dumps, f"all_accuracy_{round_}.dat"), self.accuracies)
+        for name in PER_ROUND:
+            write_array(self._path(self.folders.dumps, name), self.arrays[name])
         print(
             f"round {round_}: test accuracy {best_row['test_accuracy']:.2f}% at best validation "
             f"(epoch {best_row['epoch']}), {final_row['test_accuracy']:.2f}% at the end"
         )
 
-    def _tensorboard_ticket(self, round_, model, masks, accuracy, early):
-        self.writer.add_scalar("ticket/accuracy", accuracy, round_)
-        self.writer.add_scalar("ticket/weights_remaining", self.remaining, round_)
-        self.writer.add_scalar("ticket/early_stop_iteration", early, round_)
+    def _events_of_ticket(self, round_, model, masks, accuracy, early):
+        add = self.events.add
+        add(summary.scalar("ticket/accuracy", accuracy), round_)
+        add(summary.scalar("ticket/weights_remaining", self.remaining), round_)
+        add(summary.scalar("ticket/early_stop_iteration", early), round_)
         state = model.state_dict()
         for name, mask in masks.items():
-            self.writer.add_scalar(f"density/{name}", density([mask]), round_)
+            add(summary.scalar(f"density/{name}", density([mask])), round_)
             if mask.any():
-                self.writer.add_histogram(f"surviving/{name}", state[name][mask].cpu().numpy(), round_)
+                surviving = state[name][mask].cpu().numpy()
+                add(summary.histogram(f"surviving/{name}", surviving, HISTOGRAM_BINS), round_)
         first = next(iter(masks.values()))
         if first.dim() == 2:  # fully connected to the pixels
-            self.writer.add_image("ticket/connections_per_pixel", connections(first), round_, dataformats="HW")
-        self.writer.close()
+            add(summary.image("ticket/connections_per_pixel", connections(first), dataformats="HW"), round_)
+        self.events.writer.close()
 
 
 def density(masks):

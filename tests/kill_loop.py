@@ -1,0 +1,146 @@
+"""Kill runs at random moments, take them up again, and compare what they leave with a run that nothing disturbed:
+
+    python3 tests/kill_loop.py --kills=200
+
+The runs are processes of their own, forked from one that has everything imported, so that a kill takes a second and not ten.
+Checkpoints are written every few steps, as real runs do every few seconds. The network has batch norm and dropout.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # a process with a pool of threads cannot be forked
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import seaborn  # noqa: F401
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+import archs
+import main
+import utils
+
+EPOCHS, ROUNDS = 2, 3
+
+
+def small_network(dataset, arch_type):
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 5, stride=3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(4 * 8 * 8, 10),
+    )
+
+
+def start(folder, kind="lt"):
+    """Fork a run into `folder`; returns its process number."""
+    child = os.fork()
+    if child:
+        return child
+    with folder.with_suffix(".output").open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    flags = [f"--output_dir={folder}", f"--prune_type={kind}", f"--prune_iterations={ROUNDS}", f"--end_iter={EPOCHS}"]
+    status = 0
+    try:
+        with utils.one_line_errors("main.py"):
+            main.main(main.parse_args([*flags, "--dataset=digits", "--gpu=cpu", "--prune_percent=30", "--batch_size=120"]))
+    except SystemExit as error:
+        status = error.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        status = 99
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def contents(folder):
+    """What a run left behind, in a form that can be compared; seconds are nobody's twice."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".dat":
+            found[name] = path.read_bytes()
+        elif path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            found[name] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+        elif name.endswith(".pth.tar") and "checkpoint" not in name:
+            state = torch.load(path, weights_only=True)
+            state.pop("args", None)  # it has the folder's name
+            found[name] = flat(state)
+        elif path.suffix == ".png":
+            found[name] = path.read_bytes()[-8:]
+        elif path.suffix == ".tmp":
+            found[name] = "left over"
+    for folder_ in sorted(folder.glob("runs/*/*/*")):
+        events = EventAccumulator(str(folder_), size_guidance={"scalars": 0, "histograms": 0, "images": 0}).Reload()
+        tags = events.Tags()
+        for tag in tags["scalars"]:
+            found[f"{folder_.name} {tag}"] = [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in tags["histograms"]:
+            found[f"{folder_.name} {tag}"] = [event.step for event in events.Histograms(tag)]
+    return found
+
+
+def flat(state):
+    """Nested dicts of tensors as {path: bytes}."""
+    if isinstance(state, torch.Tensor):
+        return np.ascontiguousarray(state.numpy()).tobytes()
+    return {key: flat(value) for key, value in state.items()} if isinstance(state, dict) else state
+
+
+def wait(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def loop(kills, seed, folder):
+    """Returns how many runs were finished in the end, after so many kills, all equal to the undisturbed one."""
+    archs.build = small_network
+    utils.CHECKPOINT_SECONDS = 0.02
+    dice = random.Random(seed)
+    began = time.monotonic()
+    status = wait(start(folder / "undisturbed"))
+    assert status == 0, (folder / "undisturbed.output").read_text()
+    seconds = time.monotonic() - began
+    expected = contents(folder / "undisturbed")
+    killed = finished = 0
+    while killed < kills:
+        run = folder / f"run{finished}"
+        while True:
+            child = start(run)
+            time.sleep(dice.uniform(0, seconds))
+            os.kill(child, signal.SIGKILL)
+            status = wait(child)
+            killed += status == -signal.SIGKILL
+            if status != -signal.SIGKILL or killed >= kills:
+                break
+        status = wait(start(run))
+        assert status == 0, (run.with_suffix(".output")).read_text()[-3000:]
+        found = contents(run)
+        different = [name for name in {*found, *expected} if found.get(name) != expected.get(name)]
+        assert not different, f"{run}: {different}"
+        finished += 1
+    return finished, seconds
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", default=200, type=int)
+    parser.add_argument("--seed", default=0, type=int)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        finished, seconds = loop(args.kills, args.seed, Path(folder))
+    print(f"{args.kills} kills, {finished} runs of {seconds:.1f} s taken up again to their end: nothing lost, nothing doubled")

@@ -1,0 +1,415 @@
+"""A run is never lost: kills, signals, full disks, damaged and hostile files, two processes at once."""
+
+import itertools
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import archs
+import main
+import utils
+from conftest import ROOT, command
+
+FLAGS = ("--dataset=digits", "--gpu=cpu", "--prune_percent=20")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A network whose checkpoints have a few kilobytes."""
+    monkeypatch.setattr(archs, "build", lambda *_: nn.Sequential(nn.Flatten(), nn.MaxPool1d(112), nn.Linear(7, 10)))
+
+
+def run(args, **changes):
+    for name, value in changes.items():
+        setattr(args, name, value)
+    main.main(args)
+    return files(args)
+
+
+def files(args):
+    """The bytes of a run's arrays."""
+    return {path.name: path.read_bytes() for path in utils.folders(args).dumps.glob("*.dat")}
+
+
+# Taking up again
+
+
+def test_killed_at_random_moments_a_run_ends_as_if_undisturbed():
+    result = command("tests/kill_loop.py", "--kills=20", timeout=400)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "20 kills" in result.stdout
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(small_args, capsys, monkeypatch):
+    before = run(small_args())
+    stamps = {path: path.stat().st_mtime_ns for path in Path(small_args().output_dir).rglob("*.*")}
+    monkeypatch.setattr(main, "load_data", None)
+    assert run(small_args()) == before
+    assert run(small_args(prune_iterations=2)) == before
+    assert capsys.readouterr().out.count("finished: ") == 2
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+
+def test_more_rounds_extend_a_run_as_if_asked_for_at_first(small_args, tmp_path):
+    run(small_args(prune_iterations=2))
+    assert run(small_args(prune_iterations=4)) == run(small_args(prune_iterations=4, output_dir=tmp_path / "at once"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lr": 0.01}, {"prune_percent": 10}, {"end_iter": 3}, {"val_size": 100}, {"batch_size": 30}, {"prune_scope": "global"}],
+)
+def test_other_settings_are_refused_and_the_difference_is_named(change, small_args):
+    args, other = small_args(prune_iterations=1, end_iter=1), small_args(**{"prune_iterations": 1, "end_iter": 1, **change})
+    before = run(args)
+    (name,) = change
+    with pytest.raises(utils.BadInput, match=rf"--{name}={getattr(args, name)}, not --{name}=.*--output_dir.*--overwrite"):
+        run(other)
+    assert files(args) == before
+
+
+def test_overwriting_starts_anew_and_leaves_other_runs_alone(small_args):
+    run(small_args(prune_iterations=2, end_iter=1))
+    run(small_args(prune_iterations=1, end_iter=1, prune_type="reinit"))
+    run(small_args(prune_iterations=1, end_iter=1, seed=3))
+    args = small_args(prune_iterations=1, end_iter=2)
+    run(args, overwrite=True)
+    dumps = utils.folders(args).dumps
+    assert len(np.load(dumps / "lt_compression.dat")) == 1
+    assert len(np.load(dumps / "lt_all_loss_0.dat")) == 2
+    assert not (dumps / "lt_all_loss_1.dat").exists(), "a round of the run before"
+    assert len((dumps / "lt_log.jsonl").read_text().splitlines()) == 2
+    assert (dumps / "reinit_all_loss_0.dat").exists()
+    assert (dumps / "seed3" / "lt_all_loss_0.dat").exists()
+
+
+def test_bad_usage_does_not_cost_the_results_there_are(small_args):
+    before = run(small_args(prune_iterations=1, end_iter=1))
+    with pytest.raises(utils.BadInput):
+        run(small_args(batch_size=5000), overwrite=True)
+    assert files(small_args()) == before
+
+
+def test_results_without_a_checkpoint_are_not_overwritten(small_args):
+    args = small_args(prune_iterations=1, end_iter=1)
+    before = run(args)
+    for path in utils.folders(args).saves.glob("checkpoint*"):
+        path.unlink()
+    with pytest.raises(utils.BadInput, match=r"without a checkpoint.*--overwrite"):
+        run(args)
+    assert files(args) == before
+
+
+def test_another_network_of_the_same_name_is_refused(small_args, tiny):
+    args = small_args(prune_iterations=1, end_iter=1)
+    run(args)
+    archs.build = lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    with pytest.raises(utils.BadInput, match="another network"):
+        run(args, prune_iterations=2)
+
+
+def test_a_checkpoint_comes_at_least_every_half_minute(small_args, monkeypatch):
+    """By a clock that goes ten seconds a step."""
+    now, saved = [0], []
+    monkeypatch.setattr(utils.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(utils.tqdm, "update", lambda *_: now.__setitem__(0, now[0] + 10))
+    save = utils.save_checkpoint
+
+    def spy(path, *rest):
+        if "checkpoint_" in path.name:
+            saved.append(now[0])
+        save(path, *rest)
+
+    monkeypatch.setattr(utils, "save_checkpoint", spy)
+    run(small_args(prune_iterations=2))
+    assert saved[0] <= 10
+    assert max(after - before for before, after in itertools.pairwise(saved)) <= 30
+    assert now[0] - saved[-1] <= 0, "none at the end of the round"
+
+
+# Signals
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_the_step_and_say_how_to_go_on(number, status, tmp_path, small_args):
+    flags = [sys.executable, "main.py", *FLAGS, "--prune_iterations=2", "--end_iter=60", f"--output_dir={tmp_path}"]
+    process = subprocess.Popen(flags, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "saves/fc1/digits/checkpoint_lt.pth.tar"
+    while not checkpoint.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert error.splitlines()[-1].startswith(f"main.py: stopped: {number.name} in round")
+    assert "The same command goes on from here" in error
+    args = small_args(prune_iterations=2, end_iter=60)
+    expected = run(args)
+    assert run(args, output_dir=str(tmp_path)) == expected
+
+
+# Files
+
+
+def limited(folder, limit, *more):
+    """Run main.py in a process whose files cannot grow beyond `limit` bytes, as on a full disk."""
+    return subprocess.run(
+        [sys.executable, "main.py", *FLAGS, "--prune_iterations=2", "--end_iter=2", f"--output_dir={folder}", *more],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+
+
+# The initial weights have 1.1 MB, a checkpoint 4.3 MB, a ticket 2.4 MB; figures and events tens of kilobytes.
+@pytest.mark.parametrize("limit", [100, 30_000, 2_000_000])
+def test_files_that_cannot_grow_are_one_line_and_the_run_goes_on_later(limit, tmp_path, small_args):
+    result = limited(tmp_path, limit)
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.splitlines()[-1].startswith("main.py: error: ")
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+    assert not list(tmp_path.rglob("*.tmp"))
+    args = small_args(end_iter=2, prune_iterations=2)
+    expected = run(args)
+    assert run(args, output_dir=str(tmp_path)) == expected
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of a few megabytes; a directory whose process may write no more where mounting is not allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed; the limits on file size test the same")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_costs_nothing_and_the_run_goes_on_when_there_is_space(small_disk, small_args):
+    ballast, left = small_disk / "ballast", 11_800_000
+    args = small_args(prune_iterations=3, end_iter=2)
+    expected = run(args)
+    failures = 0
+    for space in (10_000, 1_000_000, 3_000_000, 6_000_000, 10_000_000):
+        ballast.write_bytes(bytes(left - space))
+        result = command("main.py", *FLAGS, "--prune_iterations=3", "--end_iter=2", f"--output_dir={small_disk}")
+        assert result.returncode == 1, result.stderr
+        assert "No space left on device" in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr
+        assert "Exception ignored" not in result.stderr
+        for path in small_disk.rglob("*.pth.tar"):
+            utils.load_checkpoint(path, set())
+        for path in small_disk.rglob("*.dat"):
+            utils.read_array(path)
+        ballast.unlink()
+        failures += 1
+        subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True) if space == 10_000_000 else None
+    assert failures == 5
+    assert run(args, output_dir=str(small_disk)) == expected
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(small_args, monkeypatch):
+    """Root may write anywhere, so the system's answer is made here."""
+    args = small_args(prune_iterations=1, end_iter=1)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "results")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(utils.BadInput, match=r"cannot be used: .*Permission denied"):
+        main.main(args)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(small_args, capsys, tmp_path):
+    args = small_args(prune_iterations=2)
+    expected = run(args)
+    saves = utils.folders(args).saves
+    (utils.folders(args).dumps / "lt_compression.dat").unlink()  # not finished, then
+    newest = saves / "checkpoint_lt.pth.tar"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert run(args) == expected
+    assert "checkpoint_lt.pth.tar is damaged" in capsys.readouterr().out
+
+    for path in saves.glob("checkpoint*"):
+        path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(utils.BadInput, match=r"is damaged.*--overwrite"):
+        run(args)
+    assert files(args) == expected
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    return a == b
+
+
+def test_damage_at_any_place_is_found(small_args, tiny):
+    args = small_args(prune_iterations=1, end_iter=1)
+    run(args)
+    path = utils.folders(args).saves / "checkpoint_lt.pth.tar"
+    whole, keys = path.read_bytes(), {"model", "optimizer"}
+    good = utils.load_checkpoint(path, keys)
+    found = 0
+    for place in range(0, len(whole), 10):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            assert same(utils.load_checkpoint(path, keys), good), f"byte {place}"  # padding between the parts
+        except utils.BadInput:
+            found += 1
+    assert found > len(whole) / 10 / 4
+    for place in range(0, len(whole), 97):
+        path.write_bytes(whole[:place])
+        with pytest.raises(utils.BadInput):
+            utils.load_checkpoint(path, keys)
+
+
+# Two at once
+
+
+def test_a_second_process_on_the_same_run_is_refused_and_others_are_not(small_args):
+    args = small_args(prune_iterations=1, end_iter=1)
+    saves = utils.folders(args).saves
+    saves.mkdir(parents=True)
+    with FileLock(saves / ".lt.lock"):
+        result = command("main.py", *FLAGS, f"--output_dir={args.output_dir}")
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert "another process" in result.stderr
+        run(small_args(prune_iterations=1, end_iter=1, prune_type="reinit"))
+        run(small_args(prune_iterations=1, end_iter=1, seed=1))
+    run(args)
+
+
+def test_the_lock_goes_with_its_holder(small_args, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(main, "load_data", None)
+        with pytest.raises(TypeError):
+            run(small_args())
+    run(small_args(prune_iterations=1, end_iter=1))
+
+
+# Hostile files
+
+
+class Mark:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_pickles_are_refused_and_never_executed(small_args, tmp_path):
+    args, mark = small_args(prune_iterations=1, end_iter=1), tmp_path / "mark"
+    run(args)
+    hostile = [pickle.dumps(Mark(mark), protocol=protocol) for protocol in (0, 2, 5)]
+    for save in (torch.save, lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False)):
+        save({"model": Mark(mark), "masks": {}}, tmp_path / "hostile.pt")
+        hostile.append((tmp_path / "hostile.pt").read_bytes())
+    np.save(tmp_path / "hostile.npy", np.array([Mark(mark)], dtype=object), allow_pickle=True)
+    hostile.append((tmp_path / "hostile.npy").read_bytes())
+    saves, dumps = utils.folders(args).saves, utils.folders(args).dumps
+    for content in hostile:
+        for path in saves.glob("checkpoint*"):
+            path.write_bytes(content)
+        with pytest.raises(utils.BadInput, match="damaged"):
+            run(args)
+        (dumps / "lt_compression.dat").write_bytes(content)
+        with pytest.raises(utils.BadInput, match="lt_compression"):
+            utils.read_array(dumps / "lt_compression.dat")
+        result = subprocess.run(
+            [sys.executable, "-c", f"import combine_plots as c; c.main(c.parse_args(['--output_dir={args.output_dir}']))"],
+            cwd=ROOT, capture_output=True, text=True,
+        ) if content is hostile[0] else None  # fmt: skip
+        assert result is None or "left out" in result.stderr
+    assert not mark.exists()
+    with pytest.raises(utils.BadInput):
+        utils.load_checkpoint(tmp_path / "hostile.pt", set())
+
+
+def test_hostile_initial_weights_are_refused_too(small_args, tmp_path):
+    args = small_args(prune_iterations=1, end_iter=1)
+    run(args)
+    torch.save(Mark(tmp_path / "mark"), utils.folders(args).saves / "initial_state_dict_lt.pth.tar")
+    with pytest.raises(utils.BadInput, match="initial_state_dict_lt"):
+        run(args, prune_iterations=2)
+    assert not (tmp_path / "mark").exists()
+
+
+# Fuzzing
+
+words = st.text(max_size=20) | st.integers().map(str) | st.floats().map(str) | st.sampled_from(["", "0", "1e400", "nan", "-0"])
+flags = st.sampled_from(sorted(vars(main.parse_args([])))) | st.text(max_size=10)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(flags, words), max_size=4))
+def test_any_flags_parse_or_are_one_line(pairs):
+    try:
+        args = main.parse_args([f"--{name}={value}" for name, value in pairs])
+    except SystemExit as exit_:
+        assert exit_.code == (0 if any(name in ("h", "he", "hel", "help") for name, _ in pairs) else 2)
+    else:
+        assert 0 < args.prune_percent < 100
+
+
+def header(text):
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+contents = st.binary(max_size=200) | st.binary(max_size=100).map(header) | st.builds(
+    lambda descr, shape, data: header(f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}}}\n".encode()) + data,
+    st.sampled_from(["<f8", "|O", "<i4", ">f8", "<U3"]),
+    st.sampled_from(["()", "(1,)", "(2, 2)", "(-1,)", "(10000000000000,)"]),
+    st.binary(max_size=40),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(contents)
+def test_any_bytes_are_an_array_or_refused(tmp_path, content):
+    path = tmp_path / "fuzzed.dat"
+    path.write_bytes(content)
+    try:
+        values = utils.read_array(path)
+    except utils.BadInput as error:
+        assert "fuzzed.dat" in str(error)
+    else:
+        assert values.ndim == 1
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300))
+def test_any_bytes_are_no_checkpoint(tmp_path, content):
+    path = tmp_path / "fuzzed.pth.tar"
+    path.write_bytes(content)
+    with pytest.raises(utils.BadInput, match=r"fuzzed.pth.tar"):
+        utils.load_checkpoint(path, {"model"})
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=100))
+def test_a_spoilt_log_does_not_stop_a_run(tmp_path, small_args, content):
+    args = small_args(prune_iterations=1, end_iter=1)
+    log = utils.folders(args).dumps / "lt_log.jsonl"
+    if not log.exists():
+        run(args)
+    log.write_bytes(content)
+    run(args)
