@@ -28,7 +28,7 @@ from torch import nn
 import archs
 import utils
 
-EVAL_BATCH = 1000
+EVAL_BATCH = 500  # small enough for a CPU's caches
 
 
 def main(args):
@@ -53,7 +53,8 @@ def main(args):
 
 
 def pick_device(gpu):
-    """The torch.device that `--gpu` names; the CPU where there is no GPU at all."""
+    """The torch.device that `--gpu` names; the CPU where there is no GPU at all. Sets up its arithmetic for speed."""
+    torch.set_flush_denormal(True)  # Adam's moments of weights without gradient get there, and are ten times slower then
     if gpu == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count()
@@ -98,7 +99,7 @@ def load_data(args, device):
         train=[images[train].to(device), labels[train].to(device)],
         val=[images[val].to(device), labels[val].to(device)] if val_size else test,
         test=test,
-        normalize=lambda images: images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std),
+        normalize=lambda images: (images - mean).div_(std),
     )
 
 

@@ -492,6 +492,7 @@ def figure(path, rows=1):
         yield fig.subplots(rows, sharex=True, squeeze=False)[:, 0], sns
         sns.despine(fig)
         write(path, lambda file: fig.savefig(file, format="png", dpi=300))
+    fig.clear()  # its references go in circles, and would keep the pixels of every round in memory for long
 
 
 def plot_round(path, losses, accuracies):

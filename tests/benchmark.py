@@ -71,8 +71,9 @@ def ours(arch_type, dataset, device, steps, evaluated, batch_size, amp):
     args = main.parse_args(flags + ["--amp"] * amp)
     numbers = iter([random_examples(dataset, steps * batch_size), random_examples(dataset, evaluated)])
     with replaced(archs, "load", lambda *_, **__: next(numbers)):
-        args.val_size = 0  # one evaluation an epoch would do, but train does not know; both are timed
-        data = main.load_data(args, device)
+        args.val_size = 0
+        with contextlib.redirect_stdout(None):
+            data = main.load_data(args, device)
     model = main.prepare(main.new_model(args, 0), args, device)
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in main.prunable(model).items()}
 
@@ -158,7 +159,7 @@ def floor(arch_type, dataset, device, steps, batch_size, amp):
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
         model(x.to(memory_format=torch.channels_last))
     for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
+        parameter.grad = torch.zeros_like(parameter)
     optimizer = torch.optim.Adam(model.parameters(), 1.2e-3, fused=True)
     products = [product(*layer, first=index == 0, amp=amp) for index, layer in enumerate(layers)]
 
@@ -181,15 +182,24 @@ def product(layer, x, gradient, first, amp):
     weight = layer.weight.detach()
     if amp:
         x, gradient, weight = x.bfloat16(), gradient.bfloat16(), weight.bfloat16()
-    if isinstance(layer, nn.Linear):
-        return lambda: x @ weight.t(), lambda: (gradient.t() @ x, None if first else gradient @ weight)
-    shape = (layer.stride, layer.padding, layer.dilation)
-    return (
-        lambda: F.conv2d(x, weight, None, *shape),
-        lambda: torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, *shape, False, [0, 0], layer.groups, [not first, True, False]
-        ),
-    )
+    shape = (layer.stride, layer.padding, layer.dilation) if isinstance(layer, nn.Conv2d) else None
+
+    def forward():
+        return F.conv2d(x, weight, None, *shape) if shape else x @ weight.t()
+
+    def backward():
+        if shape:
+            wanted = [not first, True, False]
+            result = torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, *shape, False, [0, 0], layer.groups, wanted
+            )[1]
+        else:
+            result = gradient.t() @ x
+            if not first:
+                gradient @ weight
+        layer.weight.grad = result.float()  # where the optimizer reads it
+
+    return forward, backward
 
 
 def compare(arch_type, dataset, device, batch_size, repeats, amp):
@@ -221,7 +231,7 @@ def compare(arch_type, dataset, device, batch_size, repeats, amp):
 
 
 ROUND = """
-import resource, sys, time
+import sys, time
 began = time.time()
 import torch
 import archs, main, utils
@@ -253,7 +263,9 @@ rounds = 3
 for part, seconds in spent.items():
     print(f"a round outside training, {part}: {seconds / rounds:.2f} s, {100 * seconds / total:.1f}% of all")
 print(f"start to first step: {first[0] - float(sys.argv0):.2f} s")
-print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+with open("/proc/self/status") as status:  # ru_maxrss would have the parent's peak
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+print(f"peak memory: {peak / 1024:.0f} MB")
 """
 
 
@@ -280,6 +292,7 @@ def parse_args():
 
 if __name__ == "__main__":
     args = parse_args()
+    torch.set_flush_denormal(True)  # as main.py does; it helps (b) and (c) too
     device = torch.device(args.device)
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
     print(f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}")

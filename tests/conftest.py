@@ -13,6 +13,8 @@ sys.path.insert(0, str(ROOT))
 
 import main  # noqa: E402
 
+torch.set_flush_denormal(True)  # as main.main does, before torch starts its threads
+
 
 def command(*args, cwd=ROOT, timeout=120):
     """Run `python3 args...` as a user does; returns .returncode, .stdout and .stderr."""
