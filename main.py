@@ -38,10 +38,10 @@ def main(args):
             return
         data = load_data(args, device)
         model = prepare(new_model(args, round_=0), args, device)
-        initial = log.initial(utils.copy_state(model))
         masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
         saved = log.saved
         first = take_up(saved, model, masks) if saved else 0
+        initial = log.initial(utils.copy_state(model))  # of a run that is taken up, what it saved at its begin
 
         for round_ in range(first, args.prune_iterations):
             best = train(args, model, masks, data, round_, log, saved)

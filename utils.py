@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import os
@@ -137,7 +138,7 @@ def read_array(path):
     """The 1-D float array in `path`. Raises BadInput where it holds anything else; nothing is unpickled."""
     try:
         values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # down to a TokenError for a damaged header
         raise BadInput(f"{path} is not an array that NumPy wrote ({error})") from error
     if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype != float:
         raise BadInput(f"{path} is not a 1-D array of floats")
@@ -157,7 +158,9 @@ def save_checkpoint(path, content, before=None):
             return {key: to_cpu(item) for key, item in value.items()}
         return value.cpu() if isinstance(value, torch.Tensor) else value
 
-    write(path, lambda file: torch.save(to_cpu(content), file), before)
+    buffer = io.BytesIO()  # on a full disk, torch.save to a file loses the system's error and raises one of its own
+    torch.save(to_cpu(content), buffer)
+    write(path, lambda file: file.write(buffer.getbuffer()), before)
 
 
 def load_checkpoint(path, keys):
@@ -445,8 +448,9 @@ class Log:
                 surviving = state[name][mask].cpu().numpy()
                 add(summary.histogram(f"surviving/{name}", surviving, HISTOGRAM_BINS), round_)
         first = next(iter(masks.values()))
-        if first.dim() == 2:  # fully connected to the pixels
-            add(summary.image("ticket/connections_per_pixel", connections(first), dataformats="HW"), round_)
+        image = connections(first) if first.dim() == 2 else None
+        if image is not None:
+            add(summary.image("ticket/connections_per_pixel", image, dataformats="HW"), round_)
         self.events.writer.close()
 
 
@@ -468,15 +472,17 @@ def table(masks):
 
 
 def connections(mask):
-    """How many connections each input pixel keeps, for a bool mask (units, pixels): an image in 0..1, 1 for the most.
+    """How many connections each input keeps, for a bool mask (units, inputs): an image in 0..1, 1 for the most.
 
-    The pixels are those of a square image, grey or in three colours, whose connections are added up.
+    The inputs are the pixels of a square image, grey or in three colours, whose connections are added up; None if not.
     """
     counts = mask.sum(0).cpu().numpy()
-    channels = 1 if math.isqrt(len(counts)) ** 2 == len(counts) else 3
-    side = math.isqrt(len(counts) // channels)
-    image = counts.reshape(channels, side, side).sum(0)
-    return np.kron(image / max(1, image.max()), np.ones((8, 8)))  # eight times larger, to be seen
+    for channels in (1, 3):
+        side = math.isqrt(len(counts) // channels)
+        if channels * side**2 == len(counts):
+            image = counts.reshape(channels, side, side).sum(0)
+            return np.kron(image / max(1, image.max()), np.ones((8, 8)))  # eight times larger, to be seen
+    return None
 
 
 # Figures

@@ -431,3 +431,13 @@ def test_no_step_waits_for_the_device(small_args, monkeypatch):
         counts.append(0)
         main.train(args, model, masks, data, 0, QuietLog())
     assert counts[0] == counts[1] > 0
+
+
+def test_connections_are_counted_per_pixel():
+    mask = torch.zeros(5, 12, dtype=torch.bool)  # three colours of 2x2 pixels
+    mask[:4, 0] = mask[:2, 5] = mask[0, 11] = True
+    image = utils.connections(mask)
+    assert image.shape == (16, 16)
+    assert image[::8, ::8].tolist() == [[1, 0.5], [0, 0.25]]
+    assert utils.connections(torch.ones(5, 16, dtype=torch.bool)).shape == (32, 32)
+    assert utils.connections(torch.ones(5, 7, dtype=torch.bool)) is None

@@ -355,7 +355,12 @@ def test_hostile_initial_weights_are_refused_too(small_args, tmp_path):
 
 # Fuzzing
 
-words = st.text(max_size=20) | st.integers().map(str) | st.floats().map(str) | st.sampled_from(["", "0", "1e400", "nan", "-0"])
+words = (
+    st.text(max_size=20)
+    | st.integers().map(str)
+    | st.floats(allow_subnormal=False).map(str)
+    | st.sampled_from(["", "0", "1e400", "nan", "-0"])
+)
 flags = st.sampled_from(sorted(vars(main.parse_args([])))) | st.text(max_size=10)
 
 
