@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -43,6 +44,18 @@ class QuietLog:
 @pytest.fixture
 def log():
     return QuietLog()
+
+
+def small_network(*_):
+    """A network with all that a run must keep: convolution, batch norm, dropout, biases."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 5, stride=3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(4 * 8 * 8, 10),
+    )
 
 
 def small_data(n, channels=1, size=28, classes=10, seed=0):

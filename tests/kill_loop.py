@@ -23,24 +23,13 @@ import numpy as np
 import seaborn  # noqa: F401
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
 
 import archs
 import main
 import utils
+from conftest import small_network
 
 EPOCHS, ROUNDS = 2, 3
-
-
-def small_network(dataset, arch_type):
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 5, stride=3),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.2),
-        nn.Linear(4 * 8 * 8, 10),
-    )
 
 
 def start(folder, kind="lt"):

@@ -214,6 +214,7 @@ def test_the_cpu_is_used_where_there_is_no_gpu_and_that_is_said(monkeypatch, cap
     assert "CPU" in capsys.readouterr().out
     assert main.pick_device("cpu").type == "cpu"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     assert main.pick_device(1) == torch.device("cuda", 1)
     with pytest.raises(utils.BadInput, match="0 to 1"):
         main.pick_device(2)
@@ -280,16 +281,18 @@ def test_several_seeds_of_different_length_give_mean_and_range(tmp_path, drawn, 
     dumps, figures = tmp_path / "dumps/lt/fc1/mnist", []
     write_curve(dumps, "lt", [97, 98, 96])
     write_curve(dumps / "seed1", "lt", [95, 99])
-    monkeypatch.setattr(utils, "write", lambda path, save: figures.append(save.__closure__))
+
+    def look(path, save):
+        (axes,) = save.__closure__[0].cell_contents.axes
+        figures.append((axes.lines[0].get_data(), axes.collections[0].get_paths()[0].vertices))
+        figures.append((axes.get_xscale(), axes.xaxis_inverted()))
+
+    monkeypatch.setattr(utils, "write", look)
     combine(tmp_path)
-    (cell,) = figures[0]
-    (axes,) = cell.cell_contents.axes
-    x, y = axes.lines[0].get_data()
+    (((x, y), band), scale) = figures
     assert sorted(zip(x, y, strict=True)) == [pytest.approx(point) for point in [(64, 96), (80, 98.5), (100, 96)]]
-    band = axes.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (95, 99)
-    assert axes.get_xscale() == "log"
-    assert axes.xaxis_inverted()
+    assert scale == ("log", True)
     assert "lt with 2 to 3 rounds and 2 seeds" in capsys.readouterr().out
 
 

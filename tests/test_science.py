@@ -13,7 +13,7 @@ from torch import nn
 import archs
 import main
 import utils
-from conftest import QuietLog, small_data
+from conftest import QuietLog, small_data, small_network
 
 BATCH_NORM = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 
@@ -136,10 +136,9 @@ def test_every_surviving_weight_learns_whatever_its_sign(small_args, log):
 # 6. Reset
 
 
-@pytest.mark.parametrize("arch_type", ["fc1", "resnet18"])
-def test_lt_resets_everything_to_the_original_state_under_the_masks(arch_type, small_args, starts, monkeypatch):
-    monkeypatch.setattr(main, "load_data", lambda *_: small_data(40))
-    args = small_args(arch_type=arch_type, batch_size=10)
+def test_lt_resets_everything_to_the_original_state_under_the_masks(small_args, starts, monkeypatch):
+    monkeypatch.setattr(archs, "build", small_network)
+    args = small_args()
     main.main(args)
     original = main.new_model(args, 0).state_dict()
     assert len(starts) == 3
@@ -150,13 +149,13 @@ def test_lt_resets_everything_to_the_original_state_under_the_masks(arch_type, s
             assert torch.equal(tensor, expected), name
             suffix = name.rpartition(".")[2]
             assert suffix not in BATCH_NORM or (tensor == BATCH_NORM[suffix]).all()
-    saved = torch.load(f"{args.output_dir}/saves/{arch_type}/digits/initial_state_dict_lt.pth.tar", weights_only=True)
+    saved = torch.load(f"{args.output_dir}/saves/fc1/digits/initial_state_dict_lt.pth.tar", weights_only=True)
     assert all(torch.equal(saved[name], original[name]) for name in original)
 
 
 def test_reinit_draws_everything_anew_differently_each_round(small_args, starts, monkeypatch):
-    monkeypatch.setattr(main, "load_data", lambda *_: small_data(40))
-    main.main(small_args(arch_type="resnet18", batch_size=10, prune_type="reinit"))
+    monkeypatch.setattr(archs, "build", small_network)
+    main.main(small_args(prune_type="reinit"))
     for (state, _), (other, masks) in [(starts[0], starts[1]), (starts[1], starts[2]), (starts[0], starts[2])]:
         for name, mask in masks.items():
             assert (state[name] != other[name])[mask].all(), name
