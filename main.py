@@ -232,25 +232,16 @@ def train(args, model, masks, data, round_, log, saved=None):
             if log.checkpoint_due():
                 checkpoint(epoch, index + 1)
         skip = 0
-        loss = epoch_.loss.item() / steps
-        if not math.isfinite(loss):
-            raise utils.Failure(
-                f"the training loss is {loss} in round {round_}, epoch {epoch}: "
-                f"start anew with a lower --lr than {args.lr} (and --overwrite or another --output_dir)"
-            )
-        row = None
+        loss, row = epoch_.loss.item() / steps, None
         if epoch % args.valid_freq == 0 or epoch == args.end_iter:
-            val_loss, val_accuracy = evaluate(model, data.val, data.normalize)
-            row = {
-                "epoch": epoch,
-                "iteration": epoch * steps,
-                "train_loss": loss,
-                "val_loss": val_loss,
-                "val_accuracy": val_accuracy,
-                "test_accuracy": evaluate(model, data.test, data.normalize)[1],
-            }
-            if val_accuracy > best_accuracy:
-                best, best_accuracy = utils.copy_state(model), val_accuracy
+            row = {"epoch": epoch, "iteration": epoch * steps, "train_loss": loss, **measure(model, data)}
+            if row["val_accuracy"] > best_accuracy:
+                best, best_accuracy = utils.copy_state(model), row["val_accuracy"]
+        if not math.isfinite(loss + (row["val_loss"] if row else 0)):
+            raise utils.Failure(
+                f"the loss is not finite in round {round_}, epoch {epoch}: "
+                f"start anew with a lower --lr than {args.lr}, and --overwrite or another --output_dir"
+            )
         log.epoch(epoch, loss, row)
     checkpoint(args.end_iter + 1, 0)
     return best
@@ -309,6 +300,13 @@ def graphed(step, done, model, optimizer):
         for tensor in entry.values():
             tensor.copy_(moments.get(tensor, torch.zeros_like(tensor)))
     return step
+
+
+def measure(model, data):
+    """An evaluation's part of a row of the log."""
+    val_loss, val_accuracy = evaluate(model, data.val, data.normalize)
+    test_accuracy = val_accuracy if data.val is data.test else evaluate(model, data.test, data.normalize)[1]
+    return {"val_loss": val_loss, "val_accuracy": val_accuracy, "test_accuracy": test_accuracy}
 
 
 @torch.no_grad()

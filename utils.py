@@ -29,6 +29,8 @@ PER_ROUND = ("bestaccuracy.dat", "finalaccuracy.dat", "earlystop.dat", "earlysto
 # Settings that may change from one start of a run to the next.
 FREE_SETTINGS = {"prune_iterations", "gpu", "data_dir", "output_dir", "overwrite", "print_freq"}
 CHECKPOINT_SECONDS = 20
+CHECKPOINT = {"round", "epoch", "step", "model", "masks", "optimizer", "loss", "random", "best", "best_accuracy"}
+CHECKPOINT |= {"rows", "losses", "accuracies", "arrays", "log_size", "seconds", "args"}
 HISTOGRAM_BINS = 64
 
 
@@ -204,12 +206,13 @@ class Events:
 class Log:
     """Everything that a run leaves behind: progress, tables, logs, arrays, checkpoints, figures, TensorBoard events.
 
-    While it is entered, it holds the run's lock, and SIGINT and SIGTERM wait for the next checkpoint.
+    It holds the run's lock, and once the run has begun, SIGINT and SIGTERM end the step and write a checkpoint.
     """
 
     def __init__(self, args):
         self.args, self.folders = args, folders(args)
         self.bar = self.events = self.stop = None
+        self.handlers = {}
         self.log_path = self._path(self.folders.dumps, "log.jsonl")
         self.initial_path, self.checkpoint_path, self.before_path = (
             self.folders.saves / f"{name}_{args.prune_type}.pth.tar"
@@ -233,7 +236,6 @@ class Log:
         self.arrays = self.saved["arrays"] if self.saved else {name: [] for name in PER_ROUND}
 
     def __enter__(self):
-        self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *error):
@@ -263,9 +265,7 @@ class Log:
         damage = None
         for path in (self.checkpoint_path, self.before_path):
             try:
-                saved = load_checkpoint(
-                    path, {"round", "epoch", "step", "model", "masks", "optimizer", "rows", "arrays", "args"}
-                )
+                saved = load_checkpoint(path, CHECKPOINT)
             except FileNotFoundError:
                 continue
             except BadInput as error:
@@ -297,15 +297,17 @@ class Log:
     def finished(self):
         """Whether there is nothing to do. The array that is written last tells."""
         rounds = self.args.prune_iterations
-        if not self.saved or self.saved["round"] + 1 < rounds or not self._path(self.folders.dumps, LAST).exists():
-            return False
-        if len(read_array(self._path(self.folders.dumps, LAST))) < rounds:
-            return False
-        print(f"finished: {self.folders.dumps} has all {rounds} rounds; a larger --prune_iterations adds more")
-        return True
+        try:
+            finished = bool(self.saved) and len(read_array(self._path(self.folders.dumps, LAST))) >= rounds
+        except BadInput:  # not there or damaged: the last round's files are written again
+            finished = False
+        if finished:
+            print(f"finished: {self.folders.dumps} has all {rounds} rounds; a larger --prune_iterations adds more")
+        return finished
 
     def initial(self, state):
         """The weights that the run started from: `state` for a new run, whose files are begun here."""
+        self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         if self.saved:
             with self.log_path.open("a") as file:
                 if file.tell() < self.saved["log_size"]:

@@ -197,7 +197,7 @@ def test_errors_are_one_line_with_an_exit_status(tmp_path):
     assert result.stderr.startswith("main.py: error: --batch_size=5000")
     result = command(*QUICK, "--end_iter=1", "--lr=1e30", f"--output_dir={tmp_path}")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("main.py: error: the training loss is")
+    assert result.stderr.splitlines()[-1].startswith("main.py: error: the loss is not finite")
     assert "Traceback" not in result.stderr
 
 

@@ -407,6 +407,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_args):
         main.main(small_args(lr=1e30))
 
 
+def test_a_validation_loss_that_is_not_finite_stops_it_too_with_the_log_intact(small_args, monkeypatch):
+    losses = iter([1.0, 1.0, 1.0, 1.0, math.inf, 1.0])
+    monkeypatch.setattr(main, "evaluate", lambda *_: (next(losses), 50.0))
+    args = small_args()
+    with pytest.raises(utils.Failure, match="round 1, epoch 1"):
+        main.main(args)
+    rows = (utils.folders(args).dumps / "lt_log.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [1, 2]
+
+
 # The loop
 
 
