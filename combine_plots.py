@@ -16,11 +16,13 @@ import utils
 def main(args):
     dumps = Path(args.output_dir) / "dumps" / "lt"
     found = 0
-    for place in sorted(dumps.glob(f"{args.arch_type or '*'}/{args.dataset or '*'}")):
+    for place in sorted(dumps.glob("*/*")):
+        arch_type, dataset = place.parts[-2:]
+        if args.arch_type not in (None, arch_type) or args.dataset not in (None, dataset):
+            continue
         curves = {kind: runs for kind in utils.PRUNE_TYPES if (runs := read_runs(place, kind))}
         if not curves:
             continue
-        arch_type, dataset = place.parts[-2:]
         path = Path(args.output_dir, "plots", "lt", "combined_plots", f"combined_{arch_type}_{dataset}.png")
         utils.plot_accuracy(path, curves, title=f"{arch_type}, {dataset}")
         print(f"{path}: {', '.join(map(describe, curves, curves.values()))}{missing(curves)}")
@@ -39,12 +41,18 @@ def read_runs(place, kind):
             continue
         try:
             percents, accuracies = map(utils.read_array, files)
+            if not all(0 <= value <= 100 for value in (*percents, *accuracies)):
+                raise utils.BadInput(f"{files[0]} or {files[1].name} has values that are no percentages")
         except utils.BadInput as error:
             print(f"combine_plots.py: left out: {error}", file=sys.stderr)
             continue
         rounds = min(len(percents), len(accuracies))  # a run may be between its two files just now
-        if rounds:
+        if rounds and percents[0] > 0:
             runs.append((percents[:rounds], accuracies[:rounds]))
+    for percents, _ in runs:
+        if any(abs(x - y) > 1e-6 for x, y in zip(percents, runs[0][0], strict=False)):
+            print(f"combine_plots.py: the seeds of {kind} in {place} were pruned by different percentages", file=sys.stderr)
+            break
     return runs
 
 
@@ -67,7 +75,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--arch_type", metavar="NAME", help="this architecture alone (default: all%(default).0s)")
     parser.add_argument("--dataset", metavar="NAME", help="this dataset alone (default: all%(default).0s)")
-    parser.add_argument("--output_dir", default=".", metavar="DIR", help="where main.py put its results")
+    parser.add_argument("--output_dir", default=".", type=utils.folder, metavar="DIR", help="where main.py put its results")
     return parser.parse_args(argv)
 
 

@@ -17,6 +17,7 @@ J. Frankle and M. Carbin, "The Lottery Ticket Hypothesis: Finding Sparse, Traina
 
 import argparse
 import math
+import warnings
 from collections import Counter
 from types import SimpleNamespace
 
@@ -38,10 +39,10 @@ def main(args):
             return
         data = load_data(args, device)
         model = prepare(new_model(args, round_=0), args, device)
-        masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+        masks = dense_masks(model)
         saved = log.saved
         first = take_up(saved, model, masks) if saved else 0
-        initial = log.initial(utils.copy_state(model))  # of a run that is taken up, what it saved at its begin
+        initial = log.initial(model)
 
         for round_ in range(first, args.prune_iterations):
             best = train(args, model, masks, data, round_, log, saved)
@@ -135,6 +136,11 @@ def prunable(model):
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in weights}
 
 
+def dense_masks(model):
+    """Masks of the unpruned network, {parameter name: bool tensor}, true where a weight survives."""
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+
+
 def prune(weights, masks, percent, scope="layer"):
     """Masks without the smallest weights: of the n that `masks` keep, exactly round(percent / 100 * n) go.
 
@@ -169,26 +175,22 @@ def apply_masks(model, masks):
 
 def take_up(saved, model, masks):
     """Put the model and the masks where a checkpoint says that they were; returns the round."""
-    try:
+    with utils.fitting():
         model.load_state_dict(saved["model"])
         for name, mask in masks.items():
             mask.copy_(saved["masks"][name])
-    except (RuntimeError, KeyError) as error:
-        raise utils.BadInput("the results there are of another network than this: start anew with --overwrite") from error
     return saved["round"]
 
 
 def train(args, model, masks, data, round_, log, saved=None):
-    """Train for one round, evaluating as it goes, from its begin or from where `saved`, a checkpoint, left it.
+    """Train for one round, evaluating as it goes, from its beginning or from where `saved`, a checkpoint, left it.
 
     Leaves the final weights in `model`, returns those at best validation.
     """
     labels = data.train[1]
     device, steps = labels.device, len(labels) // args.batch_size
-    random = torch.cuda if device.type == "cuda" else torch  # where the state of the device's random numbers is
-    optimizer = torch.optim.Adam(
-        model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True, capturable=device.type == "cuda"
-    )
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.Adam(model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True, capturable=on_gpu)
     epoch_ = SimpleNamespace(
         batches=torch.zeros(steps, args.batch_size, dtype=torch.int64, device=device),
         done=torch.zeros(1, dtype=torch.int64, device=device),
@@ -197,7 +199,10 @@ def train(args, model, masks, data, round_, log, saved=None):
     first, skip, best, best_accuracy = 1, 0, None, -1
     if saved:
         first, skip, best, best_accuracy = (saved[name] for name in ("epoch", "step", "best", "best_accuracy"))
-        optimizer.load_state_dict(saved["optimizer"])
+        with utils.fitting():
+            optimizer.load_state_dict(saved["optimizer"])
+        optimizer.param_groups[0]["capturable"] = on_gpu  # the checkpoint may be of another device
+    random = torch.cuda if on_gpu else torch  # where the device's random numbers, for dropout, come from
     model.train()
     step = graphed(make_step(model, masks, data, optimizer, epoch_), epoch_.done, model, optimizer)
 
@@ -210,7 +215,7 @@ def train(args, model, masks, data, round_, log, saved=None):
             masks=masks,
             optimizer=optimizer.state_dict(),
             loss=epoch_.loss,
-            random=random.get_rng_state(),
+            random={device.type: random.get_rng_state()},
             best=best,
             best_accuracy=best_accuracy,
         )
@@ -218,13 +223,14 @@ def train(args, model, masks, data, round_, log, saved=None):
     log.round(round_, masks, steps, (first - 1) * steps + skip)
     for epoch in range(first, args.end_iter + 1):
         seed_torch(args.seed, round_, epoch)
-        order = torch.randperm(len(labels), device=device)  # its last, incomplete batch is left out
+        order = torch.randperm(len(labels))  # the same on every device; its last, incomplete batch is left out
         epoch_.batches.copy_(order[: epoch_.batches.numel()].view_as(epoch_.batches))
         epoch_.done.fill_(skip)
         epoch_.loss.zero_()
         if skip:
             epoch_.loss.copy_(saved["loss"])
-            random.set_rng_state(saved["random"])
+            if device.type in saved["random"]:
+                random.set_rng_state(saved["random"][device.type])
         model.train()
         for index in range(skip, steps):  # nothing in here waits for the device, but a checkpoint when it is due
             step()
@@ -281,20 +287,24 @@ def graphed(step, done, model, optimizer):
         return step
     state = utils.copy_state(model)
     moments = {tensor: tensor.clone() for entry in optimizer.state.values() for tensor in entry.values()}
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Adam's, that these steps are not captured yet
+        for _ in range(3):
+            done.zero_()
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
     try:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                done.zero_()
-                step()
-        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             step()
         step = graph.replay
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         print(f"no CUDA graph, each step is launched anew: {str(error).splitlines()[0]}")
+        torch.cuda.synchronize()
     model.load_state_dict(state)
     for entry in optimizer.state.values():
         for tensor in entry.values():
@@ -365,8 +375,8 @@ def parse_args(argv=None):
     add = group.add_argument
     add("--gpu", default=0, type=gpu, metavar="N", help="index of the GPU, or cpu")
     add("--amp", action="store_true", help="bfloat16 in the forward pass")
-    add("--data_dir", default="data", metavar="DIR", help="where datasets are, or are downloaded to")
-    add("--output_dir", default=".", metavar="DIR", help="where results go")
+    add("--data_dir", default="data", type=utils.folder, metavar="DIR", help="where datasets are, or are downloaded to")
+    add("--output_dir", default=".", type=utils.folder, metavar="DIR", help="where results go")
     add("--overwrite", action="store_true", help="start anew where results exist")
     add("--print_freq", default=1, type=count, metavar="N", help="epochs between changes of the progress line")
 

@@ -29,9 +29,26 @@ PER_ROUND = ("bestaccuracy.dat", "finalaccuracy.dat", "earlystop.dat", "earlysto
 # Settings that may change from one start of a run to the next.
 FREE_SETTINGS = {"prune_iterations", "gpu", "data_dir", "output_dir", "overwrite", "print_freq"}
 CHECKPOINT_SECONDS = 20
-CHECKPOINT = {"round", "epoch", "step", "model", "masks", "optimizer", "loss", "random", "best", "best_accuracy"}
-CHECKPOINT |= {"rows", "losses", "accuracies", "arrays", "log_size", "seconds", "args"}
 HISTOGRAM_BINS = 64
+CHECKPOINT = {  # what is in one
+    "round": int,
+    "epoch": int,
+    "step": int,
+    "model": dict,
+    "masks": dict,
+    "optimizer": dict,
+    "loss": torch.Tensor,
+    "random": dict,
+    "best": (dict, type(None)),
+    "best_accuracy": (int, float),
+    "rows": list,
+    "losses": list,
+    "accuracies": list,
+    "arrays": dict,
+    "log_size": int,
+    "seconds": float,
+    "args": dict,
+}
 
 
 class BadInput(Exception):
@@ -45,8 +62,9 @@ class Failure(Exception):
 class Stopped(Exception):
     """A run that a signal stopped, after a checkpoint: exit status 128 + the signal's number."""
 
-    def __init__(self, number, where):
-        super().__init__(f"{signal.Signals(number).name} {where}. The same command goes on from here")
+    def __init__(self, number, where, overwrite):
+        advice = "Without --overwrite, the" if overwrite else "The"
+        super().__init__(f"{signal.Signals(number).name} {where}. {advice} same command goes on from here")
         self.signal = number
 
 
@@ -71,6 +89,13 @@ def number(kind, wanted, valid):
         raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
 
     return parse
+
+
+def folder(text):
+    """The argparse type of a folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("must name a folder; . is this one")
+    return text
 
 
 @contextlib.contextmanager
@@ -153,7 +178,7 @@ def copy_state(model):
 
 
 def save_checkpoint(path, content, before=None):
-    """Save nested dicts and lists of tensors and plain values so that torch.load(path, weights_only=True) reads them."""
+    """Save nested dicts of tensors and plain values so that torch.load(path, weights_only=True) reads them anywhere."""
 
     def to_cpu(value):
         if isinstance(value, dict):
@@ -165,8 +190,8 @@ def save_checkpoint(path, content, before=None):
     write(path, lambda file: file.write(buffer.getbuffer()), before)
 
 
-def load_checkpoint(path, keys):
-    """What `save_checkpoint` saved, on the CPU: a dict with these keys. Nothing in it is executed.
+def load_checkpoint(path, types):
+    """What `save_checkpoint` saved, on the CPU: a dict with values of these types, {key: type}. Nothing in it is executed.
 
     Raises FileNotFoundError, or BadInput where the file is damaged by its checksums or is something else.
     """
@@ -175,13 +200,22 @@ def load_checkpoint(path, keys):
             if file.testzip():
                 raise BadInput("its checksum does not fit")
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict) or not keys <= content.keys():
+        if not isinstance(content, dict) or not all(isinstance(content.get(key), types[key]) for key in types):
             raise BadInput("it is not a checkpoint of this program")
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile and torch raise a dozen kinds for damaged files
         raise BadInput(f"{path} is damaged ({' '.join(str(error).split())[:100]})") from error
     return content
+
+
+@contextlib.contextmanager
+def fitting():
+    """Say in one line that what a checkpoint holds does not fit the network that is to take it up."""
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise BadInput("the results there are of another network than this: start anew with --overwrite") from error
 
 
 # A run's log
@@ -219,8 +253,7 @@ class Log:
             for name in ("initial_state_dict", "checkpoint", "checkpoint_before")
         )
         try:
-            for folder in vars(self.folders).values():
-                folder.mkdir(parents=True, exist_ok=True)
+            self.folders.saves.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(self.folders.saves / f".{args.prune_type}.lock", blocking=False)
             self.lock.acquire()
         except Timeout as error:
@@ -273,7 +306,7 @@ class Log:
                 continue
             if damage:
                 print(f"{damage}: going on from the checkpoint before it")
-                self.checkpoint_path.unlink()  # lest it take the good one's place
+                self.checkpoint_path.unlink()  # the next one would rename it over the good one
             return saved
         found = next((path for path in self._results() if path.exists() and path.stat().st_size), None)
         if damage or found:
@@ -289,7 +322,7 @@ class Log:
             other = self.saved["args"].get(name)
             if name not in FREE_SETTINGS and value != other:
                 raise BadInput(
-                    f"{self.folders.dumps} has results of --{name}={other}, not --{name}={value}. "
+                    f"{self.folders.dumps} has results with {other} for --{name}, not {value}. "
                     "Choose another --output_dir or --seed, or start anew with --overwrite"
                 )
 
@@ -305,20 +338,49 @@ class Log:
             print(f"finished: {self.folders.dumps} has all {rounds} rounds; a larger --prune_iterations adds more")
         return finished
 
-    def initial(self, state):
-        """The weights that the run started from: `state` for a new run, whose files are begun here."""
+    def initial(self, model):
+        """The state that the run started from: the model's for a new run, whose files are begun here."""
         self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        for path in vars(self.folders).values():
+            path.mkdir(parents=True, exist_ok=True)
         if self.saved:
-            with self.log_path.open("a") as file:
-                if file.tell() < self.saved["log_size"]:
-                    print(f"{self.log_path} has lost rows since the checkpoint")
-                else:  # rows since the checkpoint come again
-                    file.truncate(self.saved["log_size"])
-            return load_checkpoint(self.initial_path, state.keys())
+            self._cut_log(self.saved["log_size"])
+            return self._load_initial(model.state_dict())
         for path in list(self._results()):
             path.unlink(missing_ok=True)
+        state = copy_state(model)
         save_checkpoint(self.initial_path, state)
         return state
+
+    def _cut_log(self, size):
+        """Leave out the rows since the checkpoint, which come again. A log that is shorter keeps its rows that are whole."""
+        with self.log_path.open("a+b") as file:
+            if file.tell() >= size:
+                file.truncate(size)
+                return
+            file.seek(0)
+            lines = file.readlines()
+        print(f"{self.log_path} has lost rows since the checkpoint")
+        whole = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                if isinstance(json.loads(line), dict) and line.endswith(b"\n"):
+                    whole.append(line)
+        write(self.log_path, lambda file: file.writelines(whole))
+
+    def _load_initial(self, state):
+        try:
+            initial = load_checkpoint(self.initial_path, dict.fromkeys(state, torch.Tensor))
+            if all(initial[name].shape == state[name].shape for name in state):
+                return initial
+            problem = "has weights of other shapes"
+        except FileNotFoundError:
+            problem = "is gone"
+        except BadInput as error:
+            problem = f"cannot be used ({error})"
+        raise BadInput(
+            f"{self.initial_path}, to which weights are reset, {problem}: put it back, or start anew with --overwrite"
+        )
 
     def round(self, round_, masks, steps, done):
         """Begin a round of `steps` per epoch, or take it up after `done` steps: its table, its progress bar, its events."""
@@ -369,7 +431,8 @@ class Log:
         save_checkpoint(self.checkpoint_path, state, self.before_path)
         self.next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
         if self.stop:
-            raise Stopped(self.stop, f"in round {state['round']}, epoch {min(state['epoch'], self.args.end_iter)}")
+            where = f"in round {state['round']}, epoch {min(state['epoch'], self.args.end_iter)}"
+            raise Stopped(self.stop, where, self.args.overwrite)
 
     def epoch(self, epoch, loss, row=None):
         """Take up an epoch's mean training loss and, where there was one, its evaluation."""
@@ -520,7 +583,8 @@ def plot_accuracy(path, curves, title):
     `curves` is {prune type: [(percents, accuracies), ...]}, a pair for each seed: the line is the mean, the band the range.
     """
     colors, markers = dict(zip(PRUNE_TYPES, ("C0", "C1"), strict=True)), dict(zip(PRUNE_TYPES, "os", strict=True))
-    rows = [(kind, x, y) for kind, runs in curves.items() for run in runs for x, y in zip(*run, strict=True)]
+    # A logarithmic axis has no place for 0%.
+    rows = [(kind, x, y) for kind, runs in curves.items() for run in runs for x, y in zip(*run, strict=True) if x > 0]
     kinds, percents, accuracies = zip(*rows, strict=True)
     with figure(path) as ((axes,), sns):
         sns.lineplot(
@@ -538,7 +602,8 @@ def plot_accuracy(path, curves, title):
         axes.set(xscale="log", xlabel="weights remaining (%)", ylabel="test accuracy (%)")
         axes.invert_xaxis()
         low, high = min(percents), max(percents)
-        ticks = [digit * 10.0**power for power in range(-4, 3) for digit in (1, 2, 5)]
+        digits = (1, 2, 5) if high < 1000 * low else (1,)
+        ticks = [digit * 10.0**power for power in range(-6, 3) for digit in digits]
         axes.set_xticks([tick for tick in ticks if low * 0.99 <= tick <= high] if high > 3 * low else sorted(set(percents)))
         axes.xaxis.set_major_formatter(FormatStrFormatter("%.4g"))
         axes.xaxis.set_minor_locator(NullLocator())

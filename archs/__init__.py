@@ -53,6 +53,8 @@ def load(dataset, data_dir, train):
     wanted = f"in {Path(data_dir).resolve()}: {', '.join(data.FILES)}"
     try:
         images, labels = data.load(data_dir, train)
+    except (PermissionError, MemoryError):
+        raise
     except Exception as error:  # torchvision raises many kinds, down to AssertionError
         if all((Path(data_dir) / name).exists() for name in data.FILES):
             raise ValueError(f"{dataset} is damaged: delete and fetch again, {wanted} ({_line(error)})") from error

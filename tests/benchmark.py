@@ -75,7 +75,7 @@ def ours(arch_type, dataset, device, steps, evaluated, batch_size, amp):
         with contextlib.redirect_stdout(None):
             data = main.load_data(args, device)
     model = main.prepare(main.new_model(args, 0), args, device)
-    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in main.prunable(model).items()}
+    masks = main.dense_masks(model)
 
     def run():
         spent, evaluate = [], main.evaluate
@@ -104,7 +104,7 @@ def replaced(module, name, value):
         setattr(module, name, original)
 
 
-def usual(arch_type, dataset, device, steps, evaluated, batch_size):
+def usual(arch_type, dataset, device, steps, evaluated, batch_size, amp):
     """The same for (b)."""
     facts, kind = archs.facts(dataset), {"mnist": MNIST, "cifar10": CIFAR10}[dataset]
 
@@ -127,7 +127,8 @@ def usual(arch_type, dataset, device, steps, evaluated, batch_size):
         start = clock(device)
         for x, y in train:
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(x.to(device)), y.to(device))
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                loss = F.cross_entropy(model(x.to(device)), y.to(device))
             loss.backward()
             for name, weight in main.prunable(model).items():
                 weight.grad = torch.from_numpy(weight.grad.cpu().numpy() * masks[name]).to(device)
@@ -208,7 +209,7 @@ def compare(arch_type, dataset, device, batch_size, repeats, amp):
     steps = min(steps, SIZES[dataset][0] // batch_size)
     runs = {
         "a": ours(arch_type, dataset, device, steps, evaluated, batch_size, amp),
-        "b": usual(arch_type, dataset, device, min(steps, 300), min(evaluated, 3000), batch_size),
+        "b": usual(arch_type, dataset, device, min(steps, 300), min(evaluated, 3000), batch_size, amp),
         "c": floor(arch_type, dataset, device, steps, batch_size, amp),
     }
     results = {name: [] for name in runs}
@@ -292,8 +293,7 @@ def parse_args():
 
 if __name__ == "__main__":
     args = parse_args()
-    torch.set_flush_denormal(True)  # as main.py does; it helps (b) and (c) too
-    device = torch.device(args.device)
+    device = main.pick_device(0 if args.device == "cuda" else "cpu")  # its settings help (b) and (c) too
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
     print(f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'':24} {'milliseconds per step':^29} {'ratios':^13} {'seconds per epoch':^19}")

@@ -1,7 +1,6 @@
 """Every architecture on every dataset, and the datasets' files in their real formats, good and bad."""
 
 import gzip
-import os
 import pickle
 import struct
 
@@ -12,7 +11,7 @@ from torchvision.datasets import cifar, mnist
 
 import archs
 import main
-from conftest import small_data
+from conftest import Mark, small_data
 
 PAIRS = [(dataset, arch_type) for dataset in archs.datasets() for arch_type in archs.architectures(dataset)]
 
@@ -32,7 +31,7 @@ def test_train_prune_reset_train(dataset, arch_type, small_args, log):
     assert logits.shape == (4, facts.CLASSES)
     assert logits.dtype == torch.float32
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in main.prunable(model).items()}
+    masks = main.dense_masks(model)
 
     for round_ in range(2):
         main.train(args, model, masks, data, round_, log)
@@ -174,16 +173,6 @@ def test_cifar_batches_are_read_in_their_real_format(dataset, train, test, tmp_p
     images, labels = archs.load(dataset, tmp_path, train=False)
     assert images.shape == (test, 3, 32, 32)
     assert labels.tolist() == parts["test_batch" if dataset == "cifar10" else "test"][1]
-
-
-class Mark:
-    """What runs a command when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])

@@ -33,6 +33,7 @@ def broken_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
 
 def model_step_optimizer():
@@ -78,7 +79,7 @@ def test_where_capture_fails_that_is_said_and_nothing_is_changed(steps_before, b
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("arch_type", ["fc1", "resnet18"])
-def test_a_graph_gives_the_numbers_of_single_launches(arch_type, small_args, monkeypatch):
+def test_a_graph_gives_the_numbers_of_single_launches(arch_type, small_args, monkeypatch, capsys):
     device, losses = torch.device("cuda"), []
     for graph in (True, False):
         if not graph:
@@ -92,6 +93,7 @@ def test_a_graph_gives_the_numbers_of_single_launches(arch_type, small_args, mon
         masks = {name: torch.rand_like(weight) < 0.5 for name, weight in main.prunable(model).items()}
         main.train(args, model, masks, data, 0, log)
         losses.append(log.losses)
+    assert "no CUDA graph" not in capsys.readouterr().out
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -101,6 +103,6 @@ def test_bfloat16_learns_and_keeps_weights_in_float32(small_args, log):
     data = main.load_data(args, torch.device("cpu"))
     model = main.prepare(main.new_model(args, 0), args, torch.device("cpu"))
     assert model(data.normalize(data.test[0][:2])).dtype == torch.bfloat16
-    main.train(args, model, {n: torch.ones_like(w, dtype=torch.bool) for n, w in main.prunable(model).items()}, data, 0, log)
+    main.train(args, model, main.dense_masks(model), data, 0, log)
     assert log.rows[-1]["test_accuracy"] > 80
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

@@ -98,8 +98,8 @@ def test_a_network_can_be_pruned_away(scope):
 
 def test_percentages_of_the_papers_lenet():
     """Frankle & Carbin (2019): 20% per round and 10% at the output leave these P_m after so many prunings."""
-    weights = main.prunable(archs.build("mnist", "fc1"))
-    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    model = archs.build("mnist", "fc1")
+    weights, masks = main.prunable(model), main.dense_masks(model)
     percent = dict(zip(masks, (20, 20, 10), strict=True))
     remaining = []
     for _ in range(17):

@@ -18,10 +18,6 @@ from conftest import QuietLog, small_data, small_network
 BATCH_NORM = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 
 
-def ones(model):
-    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in main.prunable(model).items()}
-
-
 def half(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.rand(weight.shape, generator=generator) < 0.5 for name, weight in main.prunable(model).items()}
@@ -259,7 +255,7 @@ def test_the_best_epoch_is_selected_on_validation_and_never_on_test(small_args, 
         return 1.0, scores[examples[0]].pop(0)
 
     monkeypatch.setattr(main, "evaluate", fake)
-    best = main.train(args, model, ones(model), data, 0, log)
+    best = main.train(args, model, main.dense_masks(model), data, 0, log)
     assert all(torch.equal(best[name], states[0][name]) for name in best)
 
 
@@ -321,7 +317,7 @@ def batches_seen(args, log, round_=0, disturb=False):
     model = Recorder()
     if disturb:
         torch.rand(17)
-    main.train(args, model, ones(model), data, round_, log)
+    main.train(args, model, main.dense_masks(model), data, round_, log)
     seen = [x[:, 0, 0, 0].long() for training, x in model.seen if training]
     return torch.stack(seen).view(args.end_iter, -1, args.batch_size)
 
