@@ -102,7 +102,7 @@ def test_every_main_command_is_valid():
     commands = re.findall(r"python3 main\.py ([^&\n]*)", README)
     assert len(commands) >= 4
     for flags in commands:
-        main.parse_args(flags.split())
+        main.parse_args(flags.replace("$type", "lt").replace("$seed", "1").split())
 
 
 def test_the_figures_are_there():
