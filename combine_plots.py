@@ -28,7 +28,7 @@ def main(args):
         print(f"{path}: {', '.join(map(describe, curves, curves.values()))}{missing(curves)}")
         found += 1
     if not found:
-        wanted = dumps / (args.arch_type or "<arch>") / (args.dataset or "<dataset>") / "<prune_type>_bestaccuracy.dat"
+        wanted = f"{dumps}/{args.arch_type or '<arch>'}/{args.dataset or '<dataset>'}/<prune_type>_bestaccuracy.dat"
         raise utils.BadInput(f"nothing to draw: no results at {wanted}. Run main.py first, or choose another --output_dir")
 
 
