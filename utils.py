@@ -209,6 +209,25 @@ def load_checkpoint(path, types):
     return content
 
 
+def check_contents(path, saved):
+    """Raise BadInput where the parts of a run's checkpoint have the right types, but hold something else than a run's."""
+    keys = {"round", "epoch", "iteration", "train_loss", "val_loss", "val_accuracy", "test_accuracy"}
+    rounds, epochs, rows = saved["round"], saved["epoch"] - 1, saved["rows"]  # finished ones
+    lists = [(saved["losses"], epochs), (saved["accuracies"], epochs)]
+    lists += [(saved["arrays"].get(name), rounds) for name in PER_ROUND]
+    good = (
+        min(rounds, epochs, saved["step"], saved["log_size"]) >= 0
+        and all(isinstance(values, list) and len(values) == n for values, n in lists)
+        and all(isinstance(value, (int, float)) for values, _ in lists for value in values)
+        and all(isinstance(row, dict) and keys <= row.keys() for row in rows)
+        and bool(rows) == (saved["best"] is not None)
+        and saved["loss"].numel() == 1
+        and all(isinstance(state, torch.Tensor) for state in saved["random"].values())
+    )
+    if not good:
+        raise BadInput(f"{path} is damaged (it holds no run's state)")
+
+
 @contextlib.contextmanager
 def fitting():
     """Say in one line that what a checkpoint holds does not fit the network that is to take it up."""
@@ -299,6 +318,7 @@ class Log:
         for path in (self.checkpoint_path, self.before_path):
             try:
                 saved = load_checkpoint(path, CHECKPOINT)
+                check_contents(path, saved)
             except FileNotFoundError:
                 continue
             except BadInput as error:
