@@ -16,8 +16,9 @@ J. Frankle and M. Carbin, "The Lottery Ticket Hypothesis: Finding Sparse, Traina
 """
 
 import argparse
+import bisect
+import itertools
 import math
-import warnings
 from collections import Counter
 from types import SimpleNamespace
 
@@ -25,6 +26,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 import archs
 import utils
@@ -40,17 +43,16 @@ def main(args):
         data = load_data(args, device)
         model = prepare(new_model(args, round_=0), args, device)
         masks = dense_masks(model)
-        saved = log.saved
-        first = take_up(saved, model, masks) if saved else 0
-        initial = log.initial(model)
+        log.begin(model)
+        first = take_up(log.saved, model, masks) if log.saved else 0
 
         for round_ in range(first, args.prune_iterations):
-            best = train(args, model, masks, data, round_, log, saved)
-            saved = None
+            if round_ > first:
+                masks = next_masks(args, model, masks, round_, log)
+                model.load_state_dict(new_model(args, round_).state_dict() if args.prune_type == "reinit" else log.initial)
+                apply_masks(model, masks)
+            best = train(args, model, masks, data, round_, log)
             log.ticket(round_, model, masks, best)
-            masks = prune(prunable(model), masks, args.prune_percent, args.prune_scope)
-            model.load_state_dict(initial if args.prune_type == "lt" else new_model(args, round_ + 1).state_dict())
-            apply_masks(model, masks)
 
 
 def pick_device(gpu):
@@ -89,6 +91,9 @@ def load_data(args, device):
         raise utils.BadInput(f"--val_size={val_size} leaves nothing of the {len(labels)} training examples to train on")
     if args.batch_size > train_size:
         raise utils.BadInput(f"--batch_size={args.batch_size} is larger than the {train_size} training examples")
+    _, end = iterations(args, train_size)
+    if args.rewind_iter >= end:
+        raise utils.BadInput(f"--rewind_iter={args.rewind_iter} is not within a round, which has {end} iterations")
     seed_torch(args.seed)
     train, val = torch.randperm(len(labels)).split([train_size, val_size])
     if val_size == 0:
@@ -102,6 +107,12 @@ def load_data(args, device):
         test=test,
         normalize=lambda images: (images - mean).div_(std),
     )
+
+
+def iterations(args, examples):
+    """The iterations of an epoch, which has full batches only, and those of a round."""
+    steps = examples // args.batch_size
+    return steps, args.max_iter or args.end_iter * steps
 
 
 def new_model(args, round_):
@@ -167,6 +178,38 @@ def prune(weights, masks, percent, scope="layer"):
     return pruned
 
 
+def next_masks(args, model, masks, round_, log):
+    """The masks of `round_`, from the masks and the trained weights of the round before it, or from another run."""
+    if args.masks_from:
+        wanted = log.masks_of(args.masks_from, round_, masks)
+    else:
+        wanted = prune(prunable(model), masks, percents(args, model), args.prune_scope)
+    if args.prune_type == "random":
+        seed_torch(args.seed, round_, 0)
+        return random_masks(wanted, masks)
+    return wanted
+
+
+def percents(args, model):
+    """What percentage of each layer goes in a round, {parameter name: percent}; the last layer is the output."""
+    weights = prunable(model)
+    found = {name: args.prune_percent_conv if weight.dim() == 4 else args.prune_percent for name, weight in weights.items()}
+    found |= {name: args.prune_percent_downsample for name in weights if "downsample" in name.split(".")}
+    return found | {list(weights)[-1]: args.prune_percent_output}
+
+
+def random_masks(wanted, masks):
+    """Masks that keep as many weights in each layer as `wanted` does, drawn at random from those that `masks` keep."""
+    drawn = {}
+    for name, mask in masks.items():
+        survivors = mask.flatten().nonzero().squeeze(1)
+        order = torch.randperm(len(survivors)).to(mask.device)  # the same on every device
+        drawn[name] = torch.zeros_like(mask).flatten()
+        drawn[name][survivors[order[: int(wanted[name].sum())]]] = True
+        drawn[name] = drawn[name].view_as(mask)
+    return drawn
+
+
 @torch.no_grad()
 def apply_masks(model, masks):
     for name, weight in prunable(model).items():
@@ -182,117 +225,171 @@ def take_up(saved, model, masks):
     return saved["round"]
 
 
-def train(args, model, masks, data, round_, log, saved=None):
-    """Train for one round, evaluating as it goes, from its beginning or from where `saved`, a checkpoint, left it.
+def train(args, model, masks, data, round_, log):
+    """Train for one round, evaluating as it goes, from its beginning or from where the log's checkpoint left it.
 
     Leaves the final weights in `model`, returns those at best validation.
     """
-    labels = data.train[1]
-    device, steps = labels.device, len(labels) // args.batch_size
-    on_gpu = device.type == "cuda"
-    optimizer = torch.optim.Adam(model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True, capturable=on_gpu)
-    epoch_ = SimpleNamespace(
-        batches=torch.zeros(steps, args.batch_size, dtype=torch.int64, device=device),
-        done=torch.zeros(1, dtype=torch.int64, device=device),
-        loss=torch.zeros((), dtype=torch.float64, device=device),
-    )
-    first, skip, best, best_accuracy = 1, 0, None, -1
+    examples, device = len(data.train[1]), data.train[1].device
+    steps, end = iterations(args, examples)
+    begin = args.rewind_iter if round_ else 0  # a rewound network goes on from there
+    run = new_run(args, model, steps, device)
+    start, best, best_accuracy = begin, None, -1
+    saved = log.round(round_, masks, steps, begin, end)
     if saved:
-        first, skip, best, best_accuracy = (saved[name] for name in ("epoch", "step", "best", "best_accuracy"))
-        with utils.fitting():
-            optimizer.load_state_dict(saved["optimizer"])
-        optimizer.param_groups[0]["capturable"] = on_gpu  # the checkpoint may be of another device
-    random = torch.cuda if on_gpu else torch  # where the device's random numbers, for dropout, come from
+        start, best, best_accuracy = (saved[name] for name in ("iteration", "best", "best_accuracy"))
+        put_back(run.moments, saved["moments"])
     model.train()
-    step = graphed(make_step(model, masks, data, optimizer, epoch_), epoch_.done, model, optimizer)
+    step = graphed(make_step(args, model, masks, data, run), model, run)
 
-    def checkpoint(epoch, step):
-        log.checkpoint(
-            round=round_,
-            epoch=epoch,
-            step=step,
-            model=model.state_dict(),
-            masks=masks,
-            optimizer=optimizer.state_dict(),
-            loss=epoch_.loss,
-            random={device.type: random.get_rng_state()},
-            best=best,
-            best_accuracy=best_accuracy,
+    for iteration in range(start + 1, end + 1):
+        epoch, index = (iteration - 1) // steps + 1, (iteration - 1) % steps
+        if index == 0 or iteration == start + 1:
+            begin_epoch(args, run, examples, round_, epoch, index)
+            if index and saved:
+                run.loss.copy_(saved["loss"])
+                set_random_state(device, saved["random"])
+        step()
+        log.bar.update()
+        if round_ == 0 and iteration == args.rewind_iter:
+            log.keep(model)
+
+        # Nothing above waits for the device; what follows does, when there is something to do.
+        epoch_ends = index + 1 == steps or iteration == end
+        measured = (
+            iteration == end
+            or (epoch_ends and epoch % args.valid_freq == 0)
+            or (args.eval_iter and iteration % args.eval_iter == 0)
         )
-
-    log.round(round_, masks, steps, (first - 1) * steps + skip)
-    for epoch in range(first, args.end_iter + 1):
-        seed_torch(args.seed, round_, epoch)
-        order = torch.randperm(len(labels))  # the same on every device; its last, incomplete batch is left out
-        epoch_.batches.copy_(order[: epoch_.batches.numel()].view_as(epoch_.batches))
-        epoch_.done.fill_(skip)
-        epoch_.loss.zero_()
-        if skip:
-            epoch_.loss.copy_(saved["loss"])
-            if device.type in saved["random"]:
-                random.set_rng_state(saved["random"][device.type])
-        model.train()
-        for index in range(skip, steps):  # nothing in here waits for the device, but a checkpoint when it is due
-            step()
-            log.bar.update()
-            if log.checkpoint_due():
-                checkpoint(epoch, index + 1)
-        skip = 0
-        loss, row = epoch_.loss.item() / steps, None
-        if epoch % args.valid_freq == 0 or epoch == args.end_iter:
-            row = {"epoch": epoch, "iteration": epoch * steps, "train_loss": loss, **measure(model, data)}
-            if row["val_accuracy"] > best_accuracy:
+        if epoch_ends or measured:
+            loss = run.loss.item() / min(index + 1, iteration - begin)
+            row = {"epoch": epoch, "iteration": iteration, "train_loss": loss} | (measure(model, data) if measured else {})
+            if not math.isfinite(loss + row.get("val_loss", 0)):
+                raise utils.Failure(
+                    f"the loss is not finite in round {round_}, epoch {epoch}: "
+                    f"start anew with a lower --lr than {args.lr}, and --overwrite or another --output_dir"
+                )
+            if measured and row["val_accuracy"] > best_accuracy:
                 best, best_accuracy = utils.copy_state(model), row["val_accuracy"]
-        if not math.isfinite(loss + (row["val_loss"] if row else 0)):
-            raise utils.Failure(
-                f"the loss is not finite in round {round_}, epoch {epoch}: "
-                f"start anew with a lower --lr than {args.lr}, and --overwrite or another --output_dir"
+            log.add(row, measured, epoch_ends)
+            model.train()
+        if iteration == end or log.checkpoint_due():
+            log.checkpoint(
+                round=round_,
+                iteration=iteration,
+                model=model.state_dict(),
+                masks=masks,
+                moments=run.moments,
+                loss=run.loss,
+                random=random_state(device),
+                best=best,
+                best_accuracy=best_accuracy,
             )
-        log.epoch(epoch, loss, row)
-    checkpoint(args.end_iter + 1, 0)
     return best
 
 
-def make_step(model, masks, data, optimizer, epoch):
-    """A function that does one iteration, all of it on the device, so that it can be captured once and replayed.
+def new_run(args, model, steps, device):
+    """What a step reads and writes besides the model, all of it on the device.
 
-    `epoch` is where it reads and writes: .batches (steps, batch size) has the examples' numbers, .done counts the steps,
-    .loss adds up their losses.
+    .batches (steps, batch size) has the numbers of an epoch's examples, .rates (steps,) its learning rates, .done counts
+    its steps, .loss adds up their losses, .moments is the optimizer's memory, {name: [tensor for each parameter]}.
     """
+    parameters = list(model.parameters())
+    names = ["average", "square"] if args.optimizer == "adam" else ["momentum"]
+    moments = {name: [torch.zeros_like(parameter) for parameter in parameters] for name in names}
+    if args.optimizer == "adam":
+        moments["step"] = [torch.zeros((), device=device) for _ in parameters]
+    return SimpleNamespace(
+        batches=torch.zeros(steps, args.batch_size, dtype=torch.int64, device=device),
+        rates=torch.zeros(steps, dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device),
+        done=torch.zeros(1, dtype=torch.int64, device=device),
+        loss=torch.zeros((), dtype=torch.float64, device=device),
+        moments=moments,
+    )
+
+
+def begin_epoch(args, run, examples, round_, epoch, index):
+    """Set what is random in an epoch, and its tables, for a beginning at its step `index`."""
+    seed_torch(args.seed, round_, epoch)
+    order = torch.randperm(examples)  # the same on every device; its last, incomplete batch is left out
+    steps = len(run.rates)
+    run.batches.copy_(order[: run.batches.numel()].view_as(run.batches))
+    run.rates.copy_(torch.tensor([learning_rate(args, (epoch - 1) * steps + i) for i in range(steps)], dtype=torch.float64))
+    run.done.fill_(index)
+    run.loss.zero_()
+
+
+def learning_rate(args, iteration):
+    """Of the step after `iteration` steps: a linear warmup, then a drop by the factor --lr_gamma at each milestone."""
+    warmup = min(1, (iteration + 1) / args.warmup_iter) if args.warmup_iter else 1
+    return args.lr * warmup * args.lr_gamma ** bisect.bisect(args.lr_milestones, iteration)
+
+
+def make_step(args, model, masks, data, run):
+    """A function that does one iteration, all of it on the device, so that it can be captured once and replayed."""
     images, labels = data.train
+    parameters = list(model.parameters())
     kept = [(weight, torch.empty_like(weight).copy_(masks[name])) for name, weight in prunable(model).items()]
 
     def step():
-        batch = epoch.batches.index_select(0, epoch.done).squeeze(0)
-        logits = model(data.normalize(images.index_select(0, batch)))
+        batch = run.batches.index_select(0, run.done).squeeze(0)
+        x = images.index_select(0, batch)
+        logits = model(data.normalize(augment(x) if args.augment else x))
         loss = F.cross_entropy(logits.float(), labels.index_select(0, batch))
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         loss.backward()
-        optimizer.step()
         with torch.no_grad():
+            update(args, parameters, run.moments, run.rates.index_select(0, run.done).squeeze(0))
             for weight, mask in kept:  # momentum and weight decay would bring pruned weights back
                 weight.mul_(mask)
-        epoch.loss.add_(loss.detach())
-        epoch.done.add_(1)
+        run.loss.add_(loss.detach())
+        run.done.add_(1)
 
     return step
 
 
-def graphed(step, done, model, optimizer):
+def update(args, parameters, moments, lr):
+    """One step of Adam or SGD down the gradients, by torch.optim's functions.
+
+    Its classes do the same, but take half as long again on a small network for their bookkeeping.
+    """
+    gradients = [parameter.grad for parameter in parameters]
+    settings = {"lr": lr, "weight_decay": args.weight_decay, "maximize": False, "fused": True}
+    if args.optimizer == "sgd":
+        sgd(parameters, gradients, moments["momentum"], momentum=args.momentum, dampening=0, nesterov=False, **settings)
+    else:
+        averages, squares, steps = moments["average"], moments["square"], moments["step"]
+        constants = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False}
+        adam(parameters, gradients, averages, squares, [], steps, **constants, **settings)
+
+
+def augment(images):
+    """Each of the images (N, C, H, W) flipped or not, and moved by up to four pixels, over black, in both directions."""
+    n, _, height, width = images.shape
+    across, down = torch.randint(9, (2, n, 1), device=images.device)
+    rows = torch.arange(height, device=images.device) + down
+    columns = torch.arange(width, device=images.device) + across
+    columns = torch.where(torch.rand(n, 1, device=images.device) < 0.5, columns.flip(1), columns)
+    examples = torch.arange(n, device=images.device).view(n, 1, 1)
+    pixels = F.pad(images, (4, 4, 4, 4)).permute(0, 2, 3, 1)
+    return pixels[examples, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
+def graphed(step, model, run):
     """On a GPU, `step` captured once as a CUDA graph, which is replayed without work for the host; elsewhere `step` itself.
 
-    Before a capture come some steps for real. What they change in the model and the optimizer is put back.
+    Before a capture come some steps for real. What they change is put back.
     """
-    if not done.is_cuda:
+    if not run.done.is_cuda:
         return step
-    state = utils.copy_state(model)
-    moments = {tensor: tensor.clone() for entry in optimizer.state.values() for tensor in entry.values()}
+    changed = [run.done, run.loss, *model.state_dict().values(), *itertools.chain(*run.moments.values())]
+    before = [tensor.clone() for tensor in changed]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Adam's, that these steps are not captured yet
+    with torch.cuda.stream(stream):
         for _ in range(3):
-            done.zero_()
+            run.done.zero_()
             step()
     torch.cuda.current_stream().wait_stream(stream)
     try:
@@ -305,11 +402,26 @@ def graphed(step, done, model, optimizer):
     except RuntimeError as error:
         print(f"no CUDA graph, each step is launched anew: {str(error).splitlines()[0]}")
         torch.cuda.synchronize()
-    model.load_state_dict(state)
-    for entry in optimizer.state.values():
-        for tensor in entry.values():
-            tensor.copy_(moments.get(tensor, torch.zeros_like(tensor)))
+    for tensor, value in zip(changed, before, strict=True):
+        tensor.copy_(value)
     return step
+
+
+def put_back(moments, saved):
+    with utils.fitting():
+        for name, tensors in moments.items():
+            for tensor, value in zip(tensors, saved[name], strict=True):
+                tensor.copy_(value)
+
+
+def random_state(device):
+    """Where the device's random numbers are, {its type: state}."""
+    return {device.type: (torch.cuda if device.type == "cuda" else torch).get_rng_state()}
+
+
+def set_random_state(device, saved):
+    if device.type in saved:  # the checkpoint may be of another device
+        (torch.cuda if device.type == "cuda" else torch).set_rng_state(saved[device.type])
 
 
 def measure(model, data):
@@ -344,32 +456,54 @@ def parse_args(argv=None):
     count = number(int, "a whole number above 0", lambda value: value > 0)
     seed = number(int, "a whole number from 0 to 2**64 - 1", lambda value: 0 <= value < 2**64)
     percent = number(float, "a percentage between 0 and 100, both excluded", lambda value: 0 < value < 100)
+    share = number(float, "a percentage from 0 to 100, which is excluded", lambda value: 0 <= value < 100)
     rate = number(float, "a finite number above 0", lambda value: value > 0)
     decay = number(float, "a finite number, 0 or more", lambda value: value >= 0)
+    momentum = number(float, "a number from 0 to 1, which is excluded", lambda value: 0 <= value < 1)
     size = number(int, "a whole number, 0 or more", lambda value: value >= 0)
 
     group = parser.add_argument_group("experiment")
     add = group.add_argument
-    add("--prune_type", default="lt", choices=utils.PRUNE_TYPES, help="reset survivors to the original or to new weights")
+    add("--prune_type", default="lt", choices=utils.PRUNE_TYPES, help="lt: reset the survivors to the original weights;"
+        " reinit: to new ones; random: to the original ones, but let chance choose the survivors")  # fmt: skip
     add("--dataset", default="mnist", choices=archs.datasets(), help="digits comes with the code")
     add("--arch_type", default="fc1", choices=archs.architectures(), help="network")
     add("--seed", default=0, type=seed, metavar="N", help="decides everything random")
+    add("--trials", default=1, type=count, metavar="N", help="run so many seeds, from --seed on")
 
     group = parser.add_argument_group("pruning")
     add = group.add_argument
     add("--prune_percent", default=10.0, type=percent, metavar="P", help="percent of the surviving weights pruned per round")
+    add("--prune_percent_conv", type=share, metavar="P", help="the same for convolutions; 0 leaves them dense"
+        " (default: --prune_percent%(default).0s)")  # fmt: skip
+    add("--prune_percent_downsample", type=share, metavar="P", help="the same for the convolutions on the shortcuts of residual"
+        " networks (default: --prune_percent_conv%(default).0s)")  # fmt: skip
+    add("--prune_percent_output", type=share, metavar="P", help="the same for the last layer"
+        " (default: --prune_percent%(default).0s)")  # fmt: skip
     add("--prune_iterations", default=35, type=count, metavar="N", help="rounds, the first of them dense")
     add("--prune_scope", default="layer", choices=["layer", "global"], help="prune within each layer or over all together")
+    add("--masks_from", choices=["lt"], help="prune as the lt run of the same seed did, round by round"
+        " (default: none%(default).0s)")  # fmt: skip
+    add("--rewind_iter", default=0, type=size, metavar="K", help="reset to the weights after K iterations of the first round")
 
     group = parser.add_argument_group("training")
     add = group.add_argument
-    add("--lr", default=1.2e-3, type=rate, metavar="X", help="Adam's learning rate")
+    add("--optimizer", default="adam", choices=["adam", "sgd"], help="with torch's usual constants")
+    add("--lr", default=1.2e-3, type=rate, metavar="X", help="learning rate")
+    add("--momentum", default=0.9, type=momentum, metavar="X", help="SGD's momentum")
+    add("--weight_decay", default=0.0, type=decay, metavar="X", help="L2 penalty")
+    add("--lr_milestones", default=[], type=milestones, metavar="N,...", help="iterations after which the learning rate drops"
+        " (default: none%(default).0s)")  # fmt: skip
+    add("--lr_gamma", default=0.1, type=rate, metavar="X", help="the factor of each drop")
+    add("--warmup_iter", default=0, type=size, metavar="N", help="iterations in which the learning rate rises from 0 to --lr")
     add("--batch_size", default=60, type=count, metavar="N", help="examples per iteration")
     add("--end_iter", default=100, type=count, metavar="N", help="epochs per round")
-    add("--weight_decay", default=0.0, type=decay, metavar="X", help="Adam's L2 penalty")
+    add("--max_iter", default=0, type=size, metavar="N", help="iterations per round, instead of epochs; 0 for none")
+    add("--augment", action="store_true", help="flip images and move them by up to 4 pixels, at random")
     add("--val_size", type=size, metavar="N", help="training examples held out to select the best epoch;"
         " 0 selects on the test set (default: the dataset's, as a rule 5000%(default).0s)")  # fmt: skip
     add("--valid_freq", default=1, type=count, metavar="N", help="epochs between evaluations")
+    add("--eval_iter", default=0, type=size, metavar="N", help="evaluate every N iterations as well; 0 for none")
 
     group = parser.add_argument_group("machine")
     add = group.add_argument
@@ -384,8 +518,22 @@ def parse_args(argv=None):
     if args.arch_type not in archs.architectures(args.dataset):
         names = ", ".join(archs.architectures(args.dataset))
         parser.error(f"--arch_type={args.arch_type} is not for --dataset={args.dataset}, which has {names}")
-    if args.val_size is None:
-        args.val_size = archs.facts(args.dataset).VAL_SIZE
+    if args.prune_type == "lt" and args.masks_from:
+        parser.error("--masks_from=lt is for the other prune types, as lt makes these masks")
+    if args.prune_type == "reinit" and args.rewind_iter:
+        parser.error("--rewind_iter is not for --prune_type=reinit, which resets to new weights")
+    if args.seed + args.trials > 2**64:
+        parser.error(f"--trials={args.trials} from --seed={args.seed} on goes beyond the last seed, 2**64 - 1")
+    defaults = {
+        "val_size": archs.facts(args.dataset).VAL_SIZE,
+        "prune_percent_conv": args.prune_percent,
+        "prune_percent_output": args.prune_percent,
+    }
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.prune_percent_downsample is None:
+        args.prune_percent_downsample = args.prune_percent_conv
     return args
 
 
@@ -394,6 +542,13 @@ def gpu(text):
     return text if text == "cpu" else utils.number(int, "the index of a GPU, or cpu", lambda value: value >= 0)(text)
 
 
+def milestones(text):
+    """The type of `--lr_milestones`: iterations, in order."""
+    iteration = utils.number(int, "whole numbers above 0 with commas between them", lambda value: value > 0)
+    return sorted(iteration(part) for part in text.split(","))
+
+
 if __name__ == "__main__":
     with utils.one_line_errors("main.py"):
-        main(parse_args())
+        for trial in utils.trials(parse_args()):
+            main(trial)

@@ -23,20 +23,19 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
-PRUNE_TYPES = ("lt", "reinit")
+PRUNE_TYPES = ("lt", "reinit", "random")
 LAST = "compression.dat"  # written after everything else of a round
 PER_ROUND = ("bestaccuracy.dat", "finalaccuracy.dat", "earlystop.dat", "earlystopaccuracy.dat", LAST)  # one value a round
 # Settings that may change from one start of a run to the next.
-FREE_SETTINGS = {"prune_iterations", "gpu", "data_dir", "output_dir", "overwrite", "print_freq"}
+FREE_SETTINGS = {"prune_iterations", "trials", "gpu", "data_dir", "output_dir", "overwrite", "print_freq"}
 CHECKPOINT_SECONDS = 20
 HISTOGRAM_BINS = 64
 CHECKPOINT = {  # what is in one
     "round": int,
-    "epoch": int,
-    "step": int,
+    "iteration": int,
     "model": dict,
     "masks": dict,
-    "optimizer": dict,
+    "moments": dict,
     "loss": torch.Tensor,
     "random": dict,
     "best": (dict, type(None)),
@@ -96,6 +95,23 @@ def folder(text):
     if not text:
         raise argparse.ArgumentTypeError("must name a folder; . is this one")
     return text
+
+
+def trials(args):
+    """The settings of the trials that fall to this process: all of them, or its share where torchrun started several.
+
+    The processes of a machine share its cores, or take its GPUs in turn.
+    """
+    rank, processes, place, neighbours = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+    )
+    if neighbours > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
+    if args.gpu != "cpu" and torch.cuda.device_count():
+        args.gpu = (args.gpu + place) % torch.cuda.device_count() if processes > 1 else args.gpu
+    for seed in range(args.seed, args.seed + args.trials)[rank::processes]:
+        yield argparse.Namespace(**vars(args) | {"seed": seed})
 
 
 @contextlib.contextmanager
@@ -183,6 +199,8 @@ def save_checkpoint(path, content, before=None):
     def to_cpu(value):
         if isinstance(value, dict):
             return {key: to_cpu(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [to_cpu(item) for item in value]
         return value.cpu() if isinstance(value, torch.Tensor) else value
 
     buffer = io.BytesIO()  # on a full disk, torch.save to a file loses the system's error and raises one of its own
@@ -212,11 +230,11 @@ def load_checkpoint(path, types):
 def check_contents(path, saved):
     """Raise BadInput where the parts of a run's checkpoint have the right types, but hold something else than a run's."""
     keys = {"round", "epoch", "iteration", "train_loss", "val_loss", "val_accuracy", "test_accuracy"}
-    rounds, epochs, rows = saved["round"], saved["epoch"] - 1, saved["rows"]  # finished ones
-    lists = [(saved["losses"], epochs), (saved["accuracies"], epochs)]
+    rounds, rows = saved["round"], saved["rows"]
+    lists = [(saved["losses"], len(saved["accuracies"])), (saved["accuracies"], len(saved["losses"]))]
     lists += [(saved["arrays"].get(name), rounds) for name in PER_ROUND]
     good = (
-        min(rounds, epochs, saved["step"], saved["log_size"]) >= 0
+        min(rounds, saved["iteration"], saved["log_size"]) >= 0
         and all(isinstance(values, list) and len(values) == n for values, n in lists)
         and all(isinstance(value, (int, float)) for values, _ in lists for value in values)
         and all(isinstance(row, dict) and keys <= row.keys() for row in rows)
@@ -358,19 +376,44 @@ class Log:
             print(f"finished: {self.folders.dumps} has all {rounds} rounds; a larger --prune_iterations adds more")
         return finished
 
-    def initial(self, model):
-        """The state that the run started from: the model's for a new run, whose files are begun here."""
+    def begin(self, model):
+        """Begin a new run's files with the model's state, to which later rounds are reset; or take up those there are."""
+        if self.args.masks_from:
+            self._check_rounds_of(self.args.masks_from)
         self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         for path in vars(self.folders).values():
             path.mkdir(parents=True, exist_ok=True)
         if self.saved:
             self._cut_log(self.saved["log_size"])
-            return self._load_initial(model.state_dict())
+            self.initial = self._load_initial(model.state_dict())
+            return
         for path in list(self._results()):
             path.unlink(missing_ok=True)
-        state = copy_state(model)
-        save_checkpoint(self.initial_path, state)
-        return state
+        self.keep(model)
+
+    def keep(self, model):
+        """Make the model's state the one to which later rounds are reset."""
+        self.initial = copy_state(model)
+        save_checkpoint(self.initial_path, self.initial)
+
+    def _check_rounds_of(self, kind):
+        path, wanted = self.folders.dumps / f"{kind}_{LAST}", self.args.prune_iterations
+        found = len(read_array(path)) if path.exists() else 0
+        if found < wanted:
+            raise BadInput(
+                f"--masks_from={kind} needs the masks of {wanted} rounds, and {self.folders.dumps} has {found}: "
+                f"first run the same with --prune_type={kind} and without --masks_from"
+            )
+
+    def masks_of(self, kind, round_, masks):
+        """The masks that the run of another prune type had in a round, on the device of `masks`."""
+        path = self.folders.saves / f"{round_}_model_{kind}.pth.tar"
+        try:
+            found = load_checkpoint(path, {"masks": dict})["masks"]
+        except FileNotFoundError as error:
+            raise BadInput(f"{path}, whose masks are wanted, is gone: run --prune_type={kind} anew") from error
+        with fitting():
+            return {name: torch.empty_like(mask).copy_(found[name].view_as(mask)) for name, mask in masks.items()}
 
     def _cut_log(self, size):
         """Leave out the rows since the checkpoint, which come again. A log that is shorter keeps its rows that are whole."""
@@ -402,13 +445,22 @@ class Log:
             f"{self.initial_path}, to which weights are reset, {problem}: put it back, or start anew with --overwrite"
         )
 
-    def round(self, round_, masks, steps, done):
-        """Begin a round of `steps` per epoch, or take it up after `done` steps: its table, its progress bar, its events."""
+    def round(self, round_, masks, steps, begin, end):
+        """Begin a round of iterations `begin` to `end`, `steps` per epoch: its table, its progress bar, its events.
+
+        Returns the checkpoint to take the round up from, if there is one.
+        """
         saved = self.saved if self.saved and self.saved["round"] == round_ else None
+        done = saved["iteration"] if saved else begin
+        skipped = [math.nan] * (begin // steps)  # epochs before a rewound network's first
         self.rows, self.losses, self.accuracies = (
             list(saved[name]) if saved else [] for name in ("rows", "losses", "accuracies")
         )
-        self.round_, self.iterations = round_, self.args.end_iter * steps
+        if not saved:
+            self.losses, self.accuracies = list(skipped), list(skipped)
+        if not begin <= done <= end or len(self.losses) != (done // steps if done < end else math.ceil(end / steps)):
+            raise BadInput(f"{self.checkpoint_path} is damaged (it is of another point of the round)")
+        self.round_, self.iterations, self.steps = round_, end, steps
         self.started = time.monotonic() - (saved["seconds"] if saved else 0)
         self.remaining = density(masks.values())
         print(f"\nround {round_} of 0..{self.args.prune_iterations - 1}: {self.remaining:.2f}% of the weights remain")
@@ -419,17 +471,22 @@ class Log:
                 path.unlink()
         self.events = Events(self.folders.runs, round_)
         if round_ == 0:
-            settings = {name: value for name, value in vars(self.args).items() if name not in FREE_SETTINGS}
+            settings = {
+                name: value if isinstance(value, (bool, int, float, str)) else str(value)
+                for name, value in vars(self.args).items()
+                if name not in FREE_SETTINGS
+            }
             for content in summary.hparams(settings, {"ticket/accuracy": 0.0, "ticket/weights_remaining": 0.0}):
                 self.events.add(content, 0)
         for row in self.rows:
             self._add_evaluation(row)
         self.events.flush()
         patience = 0.1 if sys.stderr.isatty() else 30  # seconds between lines; few of them in a file
-        self.bar = tqdm(total=self.iterations, initial=done, desc=f"round {round_}", dynamic_ncols=True, mininterval=patience)
+        self.bar = tqdm(total=end, initial=done, desc=f"round {round_}", dynamic_ncols=True, mininterval=patience)
         self.next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
         if round_ == 0 and not saved:
             self.next_checkpoint = 0  # at once, so that there is one
+        return saved
 
     def checkpoint_due(self):
         return self.stop or time.monotonic() > self.next_checkpoint
@@ -451,14 +508,12 @@ class Log:
         save_checkpoint(self.checkpoint_path, state, self.before_path)
         self.next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
         if self.stop:
-            where = f"in round {state['round']}, epoch {min(state['epoch'], self.args.end_iter)}"
+            where = f"in round {state['round']}, after {state['iteration']} of {self.iterations} iterations"
             raise Stopped(self.stop, where, self.args.overwrite)
 
-    def epoch(self, epoch, loss, row=None):
-        """Take up an epoch's mean training loss and, where there was one, its evaluation."""
-        self.losses.append(loss)
-        self.accuracies.append(row["test_accuracy"] if row else math.nan)
-        if row:
+    def add(self, row, measured, epoch_ends):
+        """Take up what training gives: a row of the log where the network was measured, an epoch's loss where it ends."""
+        if measured:
             row = {"round": self.round_, "weights_remaining": self.remaining, **row}
             row["seconds"] = time.monotonic() - self.started
             self.rows.append(row)
@@ -466,10 +521,15 @@ class Log:
                 print(json.dumps(row), file=file)
             self._add_evaluation(row)
             self.events.flush()
-        if self.rows and (epoch % self.args.print_freq == 0 or epoch == self.args.end_iter):
+        if epoch_ends:
+            self.losses.append(row["train_loss"])
+            self.accuracies.append(row.get("test_accuracy", math.nan))
+        epoch, last = row["epoch"], row["iteration"] == self.iterations
+        if self.rows and epoch_ends and (epoch % self.args.print_freq == 0 or last):
             accuracy, best = self.rows[-1]["test_accuracy"], self._best()["test_accuracy"]
             self.bar.set_postfix_str(
-                f"epoch {epoch}/{self.args.end_iter}, loss {loss:.4f}, accuracy {accuracy:.2f}%, best {best:.2f}%",
+                f"epoch {epoch}/{math.ceil(self.iterations / self.steps)}, loss {row['train_loss']:.4f}, "
+                f"accuracy {accuracy:.2f}%, best {best:.2f}%",
                 refresh=False,
             )
 
@@ -508,10 +568,12 @@ class Log:
         }
         self._events_of_ticket(round_, model, masks, best_row["test_accuracy"], early["iteration"])
         self.arrays = {name: [*self.arrays[name][:round_], values[name]] for name in PER_ROUND}
-        plot_round(self._path(self.folders.plots, f"LossVsAccuracy_{round_}.png"), self.losses, self.accuracies)
+        measured = [(row["iteration"] / self.steps, row["test_accuracy"]) for row in self.rows]
+        plot_round(self._path(self.folders.plots, f"LossVsAccuracy_{round_}.png"), self.losses, measured)
         path = self._path(self.folders.plots, "AccuracyVsWeights.png")
-        curves = {self.args.prune_type: [(self.arrays[LAST], self.arrays["bestaccuracy.dat"])]}
-        plot_accuracy(path, curves, title=f"{self.args.arch_type}, {self.args.dataset}")
+        percents, accuracies = self.arrays[LAST], self.arrays["bestaccuracy.dat"]
+        title = f"{self.args.arch_type}, {self.args.dataset}"
+        plot_accuracy(path, [self.args.prune_type] * len(percents), percents, accuracies, title)
         write_array(self._path(self.folders.dumps, f"all_loss_{round_}.dat"), self.losses)
         write_array(self._path(self.folders.dumps, f"all_accuracy_{round_}.dat"), self.accuracies)
         for name in PER_ROUND:
@@ -587,43 +649,48 @@ def figure(path, rows=1):
 
 
 def plot_round(path, losses, accuracies):
-    """A round's training loss and test accuracy over its epochs."""
-    epochs = np.arange(1, len(losses) + 1)
+    """A round's training loss after each epoch, and its test accuracies, [(epochs, accuracy), ...]."""
     with figure(path, rows=2) as ((above, below), sns):
-        sns.lineplot(x=epochs, y=losses, ax=above)
+        sns.lineplot(x=np.arange(1, len(losses) + 1), y=losses, ax=above)
+        epochs, accuracies = zip(*accuracies, strict=True)
         sns.lineplot(x=epochs, y=accuracies, ax=below, marker="o" if len(epochs) <= 30 else None)
         above.set_ylabel("training loss")
         below.set(xlabel="epoch", ylabel="test accuracy (%)")
         below.xaxis.get_major_locator().set_params(integer=True)
 
 
-def plot_accuracy(path, curves, title):
-    """Test accuracy against the percentage of weights remaining, dense at the left.
+def plot_accuracy(path, kinds, percents, accuracies, title):
+    """Test accuracy against the percentage of weights remaining, dense at the left: a point for each round of each run.
 
-    `curves` is {prune type: [(percents, accuracies), ...]}, a pair for each seed: the line is the mean, the band the range.
+    `kinds` are the points' prune types. Where several runs have a round, the line is their mean, the band their range.
     """
-    colors, markers = dict(zip(PRUNE_TYPES, ("C0", "C1"), strict=True)), dict(zip(PRUNE_TYPES, "os", strict=True))
-    # A logarithmic axis has no place for 0%.
-    rows = [(kind, x, y) for kind, runs in curves.items() for run in runs for x, y in zip(*run, strict=True) if x > 0]
-    kinds, percents, accuracies = zip(*rows, strict=True)
     with figure(path) as ((axes,), sns):
-        sns.lineplot(
-            x=percents,
-            y=accuracies,
-            hue=kinds,
-            style=kinds,
-            palette=colors,
-            markers=markers,
-            dashes=False,
-            errorbar=("pi", 100),
-            ax=axes,
-        )
+        curves(axes, sns, kinds, percents, accuracies)
         axes.legend(title=title)
-        axes.set(xscale="log", xlabel="weights remaining (%)", ylabel="test accuracy (%)")
-        axes.invert_xaxis()
-        low, high = min(percents), max(percents)
-        digits = (1, 2, 5) if high < 1000 * low else (1,)
-        ticks = [digit * 10.0**power for power in range(-6, 3) for digit in digits]
-        axes.set_xticks([tick for tick in ticks if low * 0.99 <= tick <= high] if high > 3 * low else sorted(set(percents)))
-        axes.xaxis.set_major_formatter(FormatStrFormatter("%.4g"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_ylabel("test accuracy (%)")
+
+
+def curves(axes, sns, kinds, percents, values, **options):
+    """Draw values against the percentage of weights remaining, a curve for each prune type."""
+    percents = np.array(percents)
+    percents[percents == 0] = np.nan  # for which a logarithmic axis has no place
+    sns.lineplot(
+        x=percents,
+        y=values,
+        hue=kinds,
+        style=kinds,
+        palette=dict(zip(PRUNE_TYPES, ("C0", "C1", "C2"), strict=True)),
+        markers=dict(zip(PRUNE_TYPES, "osD", strict=True)),
+        dashes=False,
+        errorbar=("pi", 100),
+        ax=axes,
+        **options,
+    )
+    axes.set(xscale="log", xlabel="weights remaining (%)")
+    axes.xaxis.set_inverted(True)
+    low, high = np.nanmin(percents), np.nanmax(percents)
+    digits = (1, 2, 5) if high < 1000 * low else (1,)
+    ticks = [digit * 10.0**power for power in range(-6, 3) for digit in digits]
+    axes.set_xticks([tick for tick in ticks if low * 0.99 <= tick <= high] if high > 3 * low else np.unique(percents))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%.4g"))
+    axes.xaxis.set_minor_locator(NullLocator())

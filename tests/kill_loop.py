@@ -32,6 +32,13 @@ from conftest import small_network
 EPOCHS, ROUNDS = 2, 3
 
 
+# Together they have everything that a run must keep.
+KINDS = {
+    "lt": ["--eval_iter=7", "--rewind_iter=5", "--warmup_iter=8"],
+    "reinit": ["--optimizer=sgd", "--lr=0.05", "--lr_milestones=9", "--augment", "--max_iter=17"],
+}
+
+
 def start(folder, kind):
     """Fork a run into `folder`; returns its process number."""
     child = os.fork()
@@ -44,7 +51,11 @@ def start(folder, kind):
     status = 0
     try:
         with utils.one_line_errors("main.py"):
-            main.main(main.parse_args([*flags, "--dataset=digits", "--gpu=cpu", "--prune_percent=30", "--batch_size=120"]))
+            main.main(
+                main.parse_args(
+                    [*flags, *KINDS[kind], "--dataset=digits", "--gpu=cpu", "--prune_percent=30", "--batch_size=120"]
+                )
+            )
     except SystemExit as error:
         status = error.code
     except BaseException:
@@ -104,14 +115,14 @@ def loop(kills, seed, folder):
     dice = random.Random(seed)
     began = time.monotonic()
     expected = {}
-    for kind in utils.PRUNE_TYPES:
+    for kind in KINDS:
         status = wait(start(folder / kind, kind))
         assert status == 0, (folder / f"{kind}.output").read_text()
         expected[kind] = contents(folder / kind)
     seconds = (time.monotonic() - began) / 2
     killed = finished = 0
     while killed < kills:
-        run, kind = folder / f"run{finished}", utils.PRUNE_TYPES[finished % 2]
+        run, kind = folder / f"run{finished}", list(KINDS)[finished % 2]
         while True:
             child = start(run, kind)
             time.sleep(dice.uniform(0, seconds))

@@ -51,7 +51,7 @@ def test_every_file_of_the_contract_is_there_and_no_other(output):
             expected |= {f"{saves}/{round_}_model_{kind}.pth.tar", f"{plots}_LossVsAccuracy_{round_}.png"}
         for name in (f"checkpoint_{kind}.pth.tar", f"checkpoint_before_{kind}.pth.tar", f".{kind}.lock"):
             expected.add(f"{saves}/{name}")
-    expected.add("plots/lt/combined_plots/combined_fc1_digits.png")
+    expected |= {f"plots/lt/combined_plots/{name}_fc1_digits.png" for name in ("combined", "earlystop", "training")}
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     assert {name for name in found if not name.startswith("runs/")} == expected
     assert {name.rpartition("/")[0] for name in found if name.startswith("runs/")} == {
@@ -121,7 +121,7 @@ def test_figures_are_of_column_width_and_of_print_resolution(output):
     for path in (output / "plots").rglob("*.png"):
         width, height = png_size(path)
         assert width == 1050  # 3.5 inches at 300 dpi
-        assert 700 < height < 1300
+        assert 700 < height < 1900
 
 
 def test_help_shows_every_flag_with_its_default():
@@ -130,16 +130,22 @@ def test_help_shows_every_flag_with_its_default():
     text = " ".join(result.stdout.split())
     for flag, default in vars(main.parse_args([])).items():
         assert f"--{flag}" in text
-        assert default is False or flag == "val_size" or f"(default: {default})" in text
+        told = {"val_size": "the dataset's", "masks_from": "none", "lr_milestones": "none"}.get(flag, default)
+        told = "--prune_percent" if flag.startswith("prune_percent_") else told
+        assert default is False or f"(default: {told}" in text
     assert "default: None" not in text
     assert "--arch_type" in command("combine_plots.py", "--help").stdout
 
 
 def test_the_defaults_are_those_of_the_contract():
     assert vars(main.parse_args([])) == {
-        "prune_type": "lt", "dataset": "mnist", "arch_type": "fc1", "seed": 0, "prune_percent": 10.0, "prune_iterations": 35,
-        "prune_scope": "layer", "lr": 1.2e-3, "batch_size": 60, "end_iter": 100, "weight_decay": 0.0, "val_size": 5000,
-        "valid_freq": 1, "gpu": 0, "amp": False, "data_dir": "data", "output_dir": ".", "overwrite": False, "print_freq": 1,
+        "prune_type": "lt", "dataset": "mnist", "arch_type": "fc1", "seed": 0, "trials": 1,
+        "prune_percent": 10.0, "prune_percent_conv": 10.0, "prune_percent_downsample": 10.0, "prune_percent_output": 10.0,
+        "prune_iterations": 35, "prune_scope": "layer", "masks_from": None, "rewind_iter": 0,
+        "optimizer": "adam", "lr": 1.2e-3, "momentum": 0.9, "weight_decay": 0.0, "lr_milestones": [], "lr_gamma": 0.1,
+        "warmup_iter": 0, "batch_size": 60, "end_iter": 100, "max_iter": 0, "augment": False, "val_size": 5000,
+        "valid_freq": 1, "eval_iter": 0,
+        "gpu": 0, "amp": False, "data_dir": "data", "output_dir": ".", "overwrite": False, "print_freq": 1,
     }  # fmt: skip
 
 
@@ -149,6 +155,16 @@ BAD = [
     ("--arch_type=fc2", "densenet121"),
     ("--prune_scope=all", "global"),
     *((f"--prune_percent={value}", "between 0 and 100") for value in ("0", "100", "-5", "nan", "inf", "ten", "")),
+    *((f"--prune_percent_{name}={value}", "from 0 to 100") for name in ("conv", "downsample", "output")
+      for value in ("100", "-1")),
+    *((f"--{name}={value}", "0 or more") for name in ("rewind_iter", "max_iter", "eval_iter", "warmup_iter")
+      for value in ("-1", "1.5", "x")),
+    ("--optimizer=lamb", "sgd"),
+    ("--momentum=1", "from 0 to 1"),
+    ("--lr_gamma=0", "above 0"),
+    *((f"--lr_milestones={value}", "commas") for value in ("", "5,", "0", "5;6", "1e3")),
+    ("--masks_from=random", "lt"),
+    ("--trials=0", "above 0"),
     *((f"--{name}={value}", "above 0") for name in ("prune_iterations", "batch_size", "end_iter", "valid_freq", "print_freq")
       for value in ("0", "-1", "1.5", "x")),
     *((f"--lr={value}", "above 0") for value in ("0", "-1e-3", "nan", "inf", "1e400", "fast")),
@@ -176,6 +192,23 @@ def test_bad_flags_take_one_line(flag, advice, capsys):
 @pytest.mark.parametrize(
     ("flags", "advice"),
     [
+        (["--masks_from=lt"], "for the other prune types"),
+        (["--prune_type=reinit", "--rewind_iter=5"], "new weights"),
+        (["--seed=18446744073709551615", "--trials=2"], "the last seed"),
+    ],
+)
+def test_flags_that_do_not_go_together_take_one_line(flags, advice, capsys):
+    with pytest.raises(SystemExit):
+        main.parse_args(flags)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert advice in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "advice"),
+    [
+        ({"rewind_iter": 40}, "--rewind_iter=40 is not within a round, which has 40"),
         ({"batch_size": 1238}, "--batch_size=1238 is larger than the 1237"),
         ({"val_size": 1437}, "--val_size=1437 leaves nothing of the 1437"),
         ({"val_size": 10**30}, "leaves nothing"),
@@ -241,12 +274,12 @@ def write_curve(folder, kind, accuracies, percent=20):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The curves that combine_plots drew, by the figure's file name."""
+    """The points that combine_plots drew, [(prune type, percent, accuracy), ...], by the figure's file name."""
     found, plot = {}, utils.plot_accuracy
 
-    def spy(path, curves, title):
-        found[path.name] = curves
-        plot(path, curves, title)
+    def spy(path, kinds, percents, accuracies, title):
+        found[path.name] = list(zip(kinds, percents, accuracies, strict=True))
+        plot(path, kinds, percents, accuracies, title)
 
     monkeypatch.setattr(utils, "plot_accuracy", spy)
     return found
@@ -265,7 +298,7 @@ def test_everything_with_something_to_draw_is_found(tmp_path, drawn, capsys):
     (dumps / "vgg16/cifar10").mkdir(parents=True)  # begun, no round finished
     combine(tmp_path)
     assert set(drawn) == {"combined_fc1_mnist.png", "combined_lenet5_cifar10.png", "combined_fc1_digits.png"}
-    assert [len(x) for runs in drawn["combined_fc1_mnist.png"].values() for x, _ in runs] == [3, 2]
+    assert [kind for kind, _, _ in drawn["combined_fc1_mnist.png"]] == ["lt"] * 3 + ["reinit"] * 2
     output = capsys.readouterr().out
     assert "combined_lenet5_cifar10.png: lt with 1 rounds (reinit not run yet)" in output
     assert "combined_fc1_digits.png: reinit with 2 rounds (lt not run yet)" in output
@@ -304,9 +337,7 @@ def test_damaged_arrays_are_left_out_and_said(tmp_path, drawn, capsys):
     write_curve(dumps, "reinit", [97, 98, 99])
     utils.write_array(dumps / "reinit_bestaccuracy.dat", [97, 98])  # between two writes
     combine(tmp_path)
-    curves = drawn["combined_fc1_mnist.png"]
-    assert [len(runs) for runs in curves.values()] == [1, 1]
-    assert len(curves["reinit"][0][0]) == 2
+    assert drawn["combined_fc1_mnist.png"] == [(kind, x, y) for kind in ("lt", "reinit") for x, y in ((100, 97), (80, 98))]
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "seed1/lt_bestaccuracy.dat" in error

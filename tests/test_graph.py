@@ -1,5 +1,6 @@
 """The CUDA graph around a training step: the same numbers with and without, and what happens where none can be made."""
 
+import itertools
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -7,17 +8,13 @@ import pytest
 import torch
 
 import main
-import utils
-from conftest import QuietLog, small_data
+from conftest import QuietLog, small_data, small_network
 
 
-class Counter:
-    """Stands in for the counter of a GPU's steps."""
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
 
     is_cuda = True
-
-    def zero_(self):
-        pass
 
 
 @pytest.fixture
@@ -36,43 +33,41 @@ def broken_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
 
-def model_step_optimizer():
+@pytest.fixture(params=["adam", "sgd"])
+def training(request, small_args):
+    """A model, a run, and its step, in the middle of training."""
+    args = small_args(optimizer=request.param)
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    optimizer = torch.optim.Adam(model.parameters(), 0.1)
-
-    def step():
-        optimizer.zero_grad()
-        model(torch.rand(8, 3)).square().sum().backward()
-        optimizer.step()
-
-    return model, step, optimizer
+    model, data = small_network(), small_data(480)
+    run = main.new_run(args, model, 6, torch.device("cpu"))
+    step = main.make_step(args, model, main.dense_masks(model), data, run)
+    main.begin_epoch(args, run, 360, 0, 1, 0)
+    step()
+    step()
+    return model, run, step
 
 
-def test_on_the_cpu_the_step_stays_as_it_is():
-    model, step, optimizer = model_step_optimizer()
-    assert main.graphed(step, torch.zeros(1), model, optimizer) is step
+def state(model, run):
+    tensors = [*model.state_dict().values(), run.loss, run.done, run.rates, *itertools.chain(*run.moments.values())]
+    return [tensor.clone() for tensor in tensors]
 
 
-@pytest.mark.parametrize("steps_before", [0, 2])
-def test_where_capture_fails_that_is_said_and_nothing_is_changed(steps_before, broken_gpu, capsys):
-    model, step, optimizer = model_step_optimizer()
-    for _ in range(steps_before):
-        step()
-    state = utils.copy_state(model)
-    moments = [tensor.clone() for entry in optimizer.state.values() for tensor in entry.values()]
-    calls = []
-    result = main.graphed(lambda: calls.append(step()), Counter(), model, optimizer)
+def test_on_the_cpu_the_step_stays_as_it_is(training):
+    model, run, step = training
+    assert main.graphed(step, model, run) is step
+
+
+def test_where_capture_fails_that_is_said_and_nothing_is_changed(training, broken_gpu, capsys):
+    model, run, step = training
+    before, calls = state(model, run), []
+    assert any(tensor.any() for tensor in itertools.chain(*run.moments.values()))
+    run.done = run.done.as_subclass(OnGpu)
+    result = main.graphed(lambda: calls.append(step()), model, run)
     assert len(calls) == 3, "steps for real come before a capture"
     assert capsys.readouterr().out == (
         "no CUDA graph, each step is launched anew: operation not permitted when stream is capturing\n"
     )
-    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
-    after = [tensor for entry in optimizer.state.values() for tensor in entry.values()]
-    if steps_before:
-        assert all(torch.equal(old, new) for old, new in zip(moments, after, strict=True))
-    else:
-        assert not any(tensor.any() for tensor in after)
+    assert all(torch.equal(old, new) for old, new in zip(before, state(model, run), strict=True))
     result()
     assert len(calls) == 4
 

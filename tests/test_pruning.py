@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import archs
 import main
 
 percents = st.floats(0.1, 99.9, allow_subnormal=False)
@@ -94,15 +93,3 @@ def test_a_network_can_be_pruned_away(scope):
     for _ in range(3):
         masks = main.prune(weights, masks, 99.9, scope)
     assert not any(mask.any() for mask in masks.values())
-
-
-def test_percentages_of_the_papers_lenet():
-    """Frankle & Carbin (2019): 20% per round and 10% at the output leave these P_m after so many prunings."""
-    model = archs.build("mnist", "fc1")
-    weights, masks = main.prunable(model), main.dense_masks(model)
-    percent = dict(zip(masks, (20, 20, 10), strict=True))
-    remaining = []
-    for _ in range(17):
-        remaining.append(100 * sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values()))
-        masks = main.prune(weights, masks, percent)
-    assert [round(remaining[n], 2) for n in (0, 3, 7, 9, 15, 16)] == [100, 51.28, 21.07, 13.52, 3.58, 2.87]

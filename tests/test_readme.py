@@ -92,8 +92,10 @@ def test_every_flag_is_in_the_table_with_its_default():
     assert set(table) == set(defaults)
     for flag, default in defaults.items():
         shown = table[flag].strip("`")
-        if default is False or flag == "val_size":
-            assert shown in ("the dataset's", "off")
+        if flag.startswith("prune_percent_"):
+            assert shown.strip("-") in ("prune_percent", "prune_percent_conv")
+        elif default in (False, None, []) or flag == "val_size":
+            assert shown == {"val_size": "the dataset's", "masks_from": "none", "lr_milestones": "none"}.get(flag, "off")
         else:
             assert type(default)(shown) == default, flag
 

@@ -77,22 +77,70 @@ def test_gaussian_glorot_weights_zero_biases_identity_batch_norm(arch_type, smal
 # 3. The optimizer
 
 
-def test_every_round_trains_with_a_fresh_adam_at_the_given_rate(small_args, monkeypatch):
-    made, step = [], torch.optim.Adam.step
+def train_plainly(args, state, masks, data, round_, optimizer, iterations, rate):
+    """A round of training as one would write it down, by an optimizer of torch.optim; returns the weights at its end."""
+    model = main.prepare(main.new_model(args, 0), args, torch.device("cpu"))
+    model.load_state_dict(state)
+    optimizer = optimizer(model.parameters())
+    images, labels = data.train
+    steps = len(labels) // args.batch_size
+    model.train()
+    for iteration in range(iterations):
+        epoch, index = divmod(iteration, steps)
+        if index == 0:
+            main.seed_torch(args.seed, round_, epoch + 1)
+            order = torch.randperm(len(labels))
+        batch = order[index * args.batch_size : (index + 1) * args.batch_size]
+        optimizer.param_groups[0]["lr"] = rate(iteration)
+        optimizer.zero_grad()
+        F.cross_entropy(model(data.normalize(images[batch])), labels[batch]).backward()
+        optimizer.step()
+        for name, weight in model.named_parameters():
+            weight.data *= masks.get(name, 1)
+    return model.state_dict()
 
-    def spy(self, *args, **kwargs):
-        if not any(self is optimizer for optimizer in made):
-            assert not self.state, "a new optimizer begins without moments"
-            made.append(self)
-        return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", spy)
-    main.main(small_args(lr=3.21e-4, weight_decay=0.01))
-    assert len(made) == 3
-    assert all(group["lr"] == 3.21e-4 for optimizer in made for group in optimizer.param_groups)
-    assert all(group["weight_decay"] == 0.01 for optimizer in made for group in optimizer.param_groups)
-    # Moments counted from the start of each round: 2 epochs of 20 steps.
-    assert {int(state["step"]) for optimizer in made for state in optimizer.state.values()} == {40}
+ADAM, SGD = torch.optim.Adam, torch.optim.SGD
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "settings", "iterations", "rate"),
+    [
+        ({"lr": 3.21e-4}, ADAM, {}, 40, lambda i: 3.21e-4),
+        ({"weight_decay": 0.01}, ADAM, {"weight_decay": 0.01}, 40, lambda i: 1.2e-3),
+        ({"optimizer": "sgd", "lr": 0.02}, SGD, {"momentum": 0.9}, 40, lambda i: 0.02),
+        (
+            {"optimizer": "sgd", "lr": 0.02, "momentum": 0, "weight_decay": 1e-2, "max_iter": 27},
+            SGD,
+            {"weight_decay": 1e-2},
+            27,
+            lambda i: 0.02,
+        ),
+        (
+            {"optimizer": "sgd", "lr": 0.03, "warmup_iter": 10, "lr_milestones": "15,25", "lr_gamma": 0.2},
+            SGD,
+            {"momentum": 0.9},
+            40,
+            lambda i: 0.03 * (min(1, (i + 1) / 10) if i < 15 else 0.2 if i < 25 else 0.04),
+        ),
+        ({"lr_milestones": "5"}, ADAM, {}, 40, lambda i: 1.2e-3 if i < 5 else 1.2e-4),
+    ],
+)
+def test_every_round_trains_with_a_fresh_optimizer_at_the_given_rate(
+    flags, kind, settings, iterations, rate, small_args, starts, monkeypatch
+):
+    """To the same bits as torch.optim's own classes."""
+    monkeypatch.setattr(archs, "build", small_network)
+    args = small_args(**flags)
+    main.main(args)
+    data = main.load_data(args, torch.device("cpu"))
+    for round_, (state, masks) in enumerate(starts):
+        expected = train_plainly(
+            args, state, masks, data, round_, lambda p: kind(p, args.lr, fused=True, **settings), iterations, rate
+        )
+        saved = torch.load(f"{args.output_dir}/saves/fc1/digits/{round_}_model_lt.pth.tar", weights_only=True)["final"]
+        for name, tensor in expected.items():
+            assert torch.equal(saved[name], tensor), (round_, name)
 
 
 # 4. Pruned weights stay zero, the others learn

@@ -1,0 +1,365 @@
+"""The paper's controls and recipes: random masks, masks of another run, rates by layer, rewinding, resolution, augmentation."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import archs
+import main
+import utils
+from conftest import small_data, small_network
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """What main.train was given at the start of every round: [(state, masks), ...]."""
+    found, train = [], main.train
+
+    def spy(args, model, masks, *rest):
+        found.append((utils.copy_state(model), {name: mask.clone() for name, mask in masks.items()}))
+        return train(args, model, masks, *rest)
+
+    monkeypatch.setattr(main, "train", spy)
+    return found
+
+
+def ticket(args, round_, kind=None):
+    path = utils.folders(args).saves / f"{round_}_model_{kind or args.prune_type}.pth.tar"
+    return torch.load(path, weights_only=True)
+
+
+def rows(args):
+    path = utils.folders(args).dumps / f"{args.prune_type}_log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def arrays(args):
+    """The run's arrays without the prune type in their names."""
+    folder = utils.folders(args).dumps
+    return {path.name.partition("_")[2]: path.read_bytes() for path in folder.glob(f"{args.prune_type}_*.dat")}
+
+
+# Random masks
+
+
+@pytest.mark.parametrize("more", [{}, {"prune_scope": "global"}, {"masks_from": "lt"}])
+def test_random_masks_have_the_sizes_of_magnitude_pruning_and_the_original_weights(more, small_args, starts):
+    if more.get("masks_from"):
+        main.main(small_args(prune_scope="global"))  # whose sizes differ from those of the percentage
+        expected = [{name: int(mask.sum()) for name, mask in masks.items()} for _, masks in starts]
+        starts.clear()
+    args = small_args(prune_type="random", **more)
+    main.main(args)
+    original = main.new_model(args, 0).state_dict()
+    for round_ in (1, 2):
+        (_, before), (state, masks) = starts[round_ - 1 : round_ + 1]
+        if "masks_from" not in more:
+            final = ticket(args, round_ - 1)["final"]
+            magnitude = main.prune({name: final[name] for name in masks}, before, 20, args.prune_scope)
+            expected = {round_: {name: int(mask.sum()) for name, mask in magnitude.items()}}
+            assert all((magnitude[name] ^ masks[name]).double().mean() > 0.05 for name in masks), "the smallest went"
+        for name, mask in masks.items():
+            assert int(mask.sum()) == expected[round_][name]
+            assert not (mask & ~before[name]).any(), "a pruned weight was revived"
+            assert torch.equal(state[name], original[name] * mask)
+            # Chance has no regard for magnitude: what goes is as large as what stays.
+            gone = before[name] & ~mask
+            a, b = original[name][gone].abs(), original[name][mask].abs()
+            assert abs(a.mean() - b.mean()) < 5 * b.std() / math.sqrt(min(len(a), len(b)))
+
+
+def test_random_masks_follow_from_the_seed_and_take_every_survivor_alike(small_args):
+    masks = {"weight": torch.rand(40, 50, generator=torch.Generator().manual_seed(0)) < 0.5}
+    wanted = {"weight": torch.arange(2000).view(40, 50) < 300}
+    drawn = []
+    for seed in (0, 0, *range(1, 200)):
+        main.seed_torch(seed, 1, 0)
+        drawn.append(main.random_masks(wanted, masks)["weight"])
+        assert drawn[-1].sum() == 300
+        assert not (drawn[-1] & ~masks["weight"]).any()
+    assert torch.equal(drawn[0], drawn[1])
+    share = torch.stack(drawn[1:]).double().mean(0)[masks["weight"]]
+    assert abs(share - 300 / int(masks["weight"].sum())).max() < 0.2  # five standard deviations of 200 draws
+    assert not torch.equal(drawn[1], drawn[2])
+
+
+# Masks of another run
+
+
+def test_reinit_with_lts_masks_draws_new_weights_for_lts_tickets(small_args, starts):
+    lt, reinit = small_args(), small_args(prune_type="reinit", masks_from="lt")
+    main.main(lt)
+    found = list(starts)
+    starts.clear()
+    main.main(reinit)
+    assert len(starts) == 3
+    for round_, ((winning, masks), (state, same)) in enumerate(zip(found, starts, strict=True)):
+        for name, mask in masks.items():
+            assert torch.equal(mask, same[name])
+            assert torch.equal(ticket(reinit, round_)["masks"][name], mask)
+            assert (round_ == 0) == torch.equal(state[name], winning[name])
+            assert torch.equal(state[name], main.new_model(reinit, round_).state_dict()[name] * mask)
+    assert arrays(lt)["compression.dat"] == arrays(reinit)["compression.dat"]
+    assert arrays(lt)["all_loss_0.dat"] == arrays(reinit)["all_loss_0.dat"]
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_masks_that_are_not_there_say_what_to_run_first(rounds, small_args, monkeypatch):
+    if rounds:
+        main.main(small_args(prune_iterations=rounds))
+    monkeypatch.setattr(main, "train", None)
+    for kind in ("reinit", "random"):
+        args = small_args(prune_type=kind, masks_from="lt")
+        with pytest.raises(utils.BadInput, match=rf"the masks of 3 rounds, and .* has {rounds}: .*--prune_type=lt"):
+            main.main(args)
+        assert not (utils.folders(args).saves / f"checkpoint_{kind}.pth.tar").exists()
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged", "another network", "other shapes"])
+def test_masks_that_cannot_be_used_are_one_line(harm, small_args):
+    main.main(small_args())
+    path = utils.folders(small_args()).saves / "1_model_lt.pth.tar"
+    content = torch.load(path, weights_only=True)
+    if harm == "gone":
+        path.unlink()
+    elif harm == "damaged":
+        path.write_bytes(path.read_bytes()[:-500])
+    elif harm == "another network":
+        torch.save(content | {"masks": {"weight": torch.ones(3, dtype=torch.bool)}}, path)
+    else:
+        torch.save(content | {"masks": {name: torch.ones(3, 3) for name in content["masks"]}}, path)
+    with pytest.raises(utils.BadInput, match=r"1_model_lt|another network"):
+        main.main(small_args(prune_type="reinit", masks_from="lt"))
+
+
+# Rates by layer
+
+PAPER = [  # network, flags, prunings, percent of the weights remaining in the paper
+    ("fc1", ["--prune_percent=20", "--prune_percent_output=10"], {3: 51.28, 7: 21.07, 9: 13.52, 15: 3.58, 16: 2.87}),
+    ("conv2", ["--prune_percent=20", "--prune_percent_conv=10", "--prune_percent_output=10"], {11: 8.81, 14: 4.57}),
+    ("conv4", ["--prune_percent=20", "--prune_percent_conv=10", "--prune_percent_output=10"], {11: 11.06, 12: 9.18}),
+    (
+        "resnet20",
+        ["--prune_scope=global", "--prune_percent=20", "--prune_percent_output=0", "--prune_percent_downsample=0"],
+        {2: 64.4, 4: 41.7, 6: 27.1, 8: 17.8, 10: 11.8},
+    ),
+]
+
+
+@pytest.mark.parametrize(("arch_type", "flags", "expected"), PAPER)
+def test_the_papers_rates_give_the_papers_percentages(arch_type, flags, expected):
+    dataset = "mnist" if arch_type == "fc1" else "cifar10"
+    args = main.parse_args([f"--arch_type={arch_type}", f"--dataset={dataset}", *flags])
+    model = archs.build(dataset, arch_type)
+    masks = main.dense_masks(model)
+    for prunings in range(1, max(expected) + 1):
+        masks = main.prune(main.prunable(model), masks, main.percents(args, model), args.prune_scope)
+        if prunings in expected:
+            digits = 1 if arch_type == "resnet20" else 2
+            assert round(utils.density(masks.values()), digits) == expected[prunings]
+
+
+@pytest.mark.parametrize("arch_type", archs.architectures())
+def test_each_kind_of_layer_has_its_rate(arch_type):
+    flags = ["--prune_percent=20", "--prune_percent_conv=15", "--prune_percent_downsample=5", "--prune_percent_output=0"]
+    args = main.parse_args([f"--arch_type={arch_type}", "--dataset=cifar10", *flags])
+    model = archs.build("cifar10", arch_type)
+    modules, found = dict(model.named_modules()), main.percents(args, model)
+    *others, output = found
+    assert modules[output.removesuffix(".weight")].out_features == 10
+    assert found[output] == 0
+    for name in others:
+        layer = modules[name.removesuffix(".weight")]
+        shortcut = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and arch_type.startswith("resnet")
+        assert found[name] == (20 if isinstance(layer, nn.Linear) else 5 if shortcut else 15)
+    shortcuts = [name for name in others if found[name] == 5]
+    assert len(shortcuts) == {"resnet18": 3, "resnet20": 2}.get(arch_type, 0)
+
+
+def test_rates_that_are_not_given_are_those_above_them():
+    args = main.parse_args(["--prune_percent=30"])
+    assert (args.prune_percent_conv, args.prune_percent_downsample, args.prune_percent_output) == (30, 30, 30)
+    args = main.parse_args(["--prune_percent=30", "--prune_percent_conv=0"])
+    assert (args.prune_percent_conv, args.prune_percent_downsample, args.prune_percent_output) == (0, 0, 30)
+
+
+def test_a_run_leaves_the_layers_at_0_percent_dense(small_args):
+    args = small_args(prune_percent_output=0, prune_scope="global", end_iter=1)
+    main.main(args)
+    masks = ticket(args, 2)["masks"]
+    assert masks["5.weight"].all()
+    total = sum(mask.numel() for name, mask in masks.items() if name != "5.weight")
+    left = total - round(0.2 * total)
+    assert sum(int(mask.sum()) for name, mask in masks.items() if name != "5.weight") == left - round(0.2 * left)
+
+
+@pytest.mark.parametrize(
+    ("arch_type", "convolutions", "all_weights"),
+    [
+        ("conv2", 38_592, 4_300_992),  # 38K, 4.3M
+        ("conv4", 259_776, 2_425_024),  # 260K, 2.4M
+        ("conv6", 1_144_512, 2_261_184),  # 1.1M, and not 1.7M
+        ("resnet20", 270_256, 270_896),  # 270K; 274K with all that batch norm holds
+        ("vgg19", 20_018_880, 20_024_000),  # 20.0M
+    ],
+)
+def test_the_papers_networks_have_the_papers_number_of_weights(arch_type, convolutions, all_weights):
+    model = archs.build("cifar10", arch_type)
+    weights = main.prunable(model).values()
+    assert sum(weight.numel() for weight in weights if weight.dim() == 4) == convolutions
+    assert sum(weight.numel() for weight in weights) == all_weights
+    if arch_type == "resnet20":
+        assert sum(tensor.numel() for name, tensor in model.state_dict().items() if "num_batches" not in name) == 274_042
+
+
+# Rewinding
+
+
+@pytest.mark.parametrize("kind", ["lt", "random"])
+@pytest.mark.parametrize("rewind_iter", [7, 20, 33])
+def test_rewinding_resets_to_the_state_after_k_iterations_of_round_0(kind, rewind_iter, small_args, starts, monkeypatch):
+    monkeypatch.setattr(archs, "build", small_network)
+    args, states, update = small_args(rewind_iter=rewind_iter, prune_type=kind), [], utils.tqdm.update
+
+    def spy(bar, n=1):
+        states.append(None)
+        return update(bar, n)
+
+    keep = utils.Log.keep
+    kept = []
+    monkeypatch.setattr(utils.tqdm, "update", spy)
+    monkeypatch.setattr(
+        utils.Log, "keep", lambda log, model: (kept.append((len(states), utils.copy_state(model))), keep(log, model))
+    )
+    main.main(args)
+    assert [count for count, _ in kept] == [0, rewind_iter]
+    rewound = kept[1][1]
+    # The same as a run of its own of so many iterations, batch norm's statistics included.
+    short = small_args(max_iter=rewind_iter, prune_iterations=1, output_dir=f"{args.output_dir}/short")
+    main.main(short)
+    final = ticket(short, 0, "lt")["final"]
+    assert rewound.keys() == final.keys()
+    assert all(torch.equal(rewound[name], final[name]) for name in final)
+    for state, masks in starts[1:3]:
+        for name, tensor in state.items():
+            assert torch.equal(tensor, rewound[name] * masks[name] if name in masks else rewound[name]), name
+    saved = torch.load(utils.folders(args).saves / f"initial_state_dict_{kind}.pth.tar", weights_only=True)
+    assert all(torch.equal(saved[name], rewound[name]) for name in rewound)
+
+
+def test_rewound_rounds_go_on_from_k(small_args, starts):
+    """With the schedule and the arrays of a whole round: what lies before K is NaN."""
+    args = small_args(rewind_iter=33, end_iter=3, lr_milestones="40")
+    main.main(args)
+    assert [(row["round"], row["iteration"]) for row in rows(args)] == [
+        (0, 20), (0, 40), (0, 60), (1, 40), (1, 60), (2, 40), (2, 60),
+    ]  # fmt: skip
+    losses = [np.load(utils.folders(args).dumps / f"lt_all_loss_{round_}.dat") for round_ in range(3)]
+    assert [np.isnan(loss).tolist() for loss in losses] == [[False] * 3, [True, False, False], [True, False, False]]
+    # 7 steps of the second epoch: their mean is of the size of a loss, and not of a third of it.
+    assert 0.5 < losses[1][1] / losses[0][1] < 2
+
+
+def test_rewinding_to_0_is_no_rewinding(small_args, tmp_path):
+    one, other = small_args(rewind_iter=0), small_args(output_dir=tmp_path / "other")
+    main.main(one)
+    main.main(other)
+    assert arrays(one) == arrays(other)
+
+
+# Resolution
+
+
+def test_evaluations_every_n_iterations_come_on_top_and_change_nothing_else(small_args, tmp_path):
+    plain, fine = small_args(prune_iterations=2), small_args(prune_iterations=2, eval_iter=7, output_dir=tmp_path / "fine")
+    main.main(plain)
+    main.main(fine)
+    assert [row["iteration"] for row in rows(fine) if row["round"] == 1] == [7, 14, 20, 21, 28, 35, 40]
+    a, b = arrays(plain), arrays(fine)
+    for name in ("all_loss_0.dat", "all_loss_1.dat", "all_accuracy_0.dat", "all_accuracy_1.dat"):
+        assert a[name] == b[name]
+    assert not np.isnan(np.load(utils.folders(fine).dumps / "lt_all_loss_0.dat")).any()
+    for round_ in range(2):
+        here = [row for row in rows(fine) if row["round"] == round_]
+        early = min(here, key=lambda row: row["val_loss"])
+        best = max(here, key=lambda row: row["val_accuracy"])
+        for name, value in (
+            ("earlystop", early["iteration"]),
+            ("earlystopaccuracy", early["test_accuracy"]),
+            ("bestaccuracy", best["test_accuracy"]),
+        ):
+            assert np.load(utils.folders(fine).dumps / f"lt_{name}.dat")[round_] == value
+    coarse = {(row["round"], row["iteration"]): row for row in rows(plain)}
+    for row in rows(fine):
+        if (row["round"], row["iteration"]) in coarse:
+            other = coarse[row["round"], row["iteration"]]
+            assert all(row[name] == other[name] for name in row if name != "seconds")
+
+
+def test_rounds_counted_in_iterations_end_there_within_an_epoch(small_args, starts):
+    args = small_args(max_iter=50, prune_iterations=2)
+    main.main(args)
+    assert [row["iteration"] for row in rows(args)] == [20, 40, 50] * 2
+    assert [row["epoch"] for row in rows(args)] == [1, 2, 3] * 2
+    for name in ("all_loss_1", "all_accuracy_1"):
+        values = np.load(utils.folders(args).dumps / f"lt_{name}.dat")
+        assert len(values) == 3
+        assert not np.isnan(values).any()
+    assert rows(args)[2]["train_loss"] == np.load(utils.folders(args).dumps / "lt_all_loss_0.dat")[2]
+    whole = small_args(end_iter=3, prune_iterations=1, output_dir=f"{args.output_dir}/whole")
+    main.main(whole)
+    assert arrays(whole)["all_loss_0.dat"][:-8] == arrays(args)["all_loss_0.dat"][:-8]
+
+
+# Augmentation
+
+
+def test_augmented_images_are_flipped_and_moved_by_up_to_four_pixels():
+    torch.manual_seed(0)
+    image = torch.randint(1, 256, (3, 12, 12), dtype=torch.uint8)
+    found = main.augment(image.expand(4000, 3, 12, 12))
+    assert found.shape == (4000, 3, 12, 12)
+    assert found.dtype == torch.uint8
+    variants = {}
+    for flipped, down, across in itertools.product((False, True), range(9), range(9)):
+        padded = np.zeros((3, 20, 20), dtype=np.uint8)
+        padded[:, 4:16, 4:16] = image.numpy()
+        crop = padded[:, down : down + 12, across : across + 12]
+        variants[np.ascontiguousarray(crop[:, :, ::-1] if flipped else crop).tobytes()] = (flipped, down, across)
+    counts = dict.fromkeys(variants.values(), 0)
+    for one in found:
+        counts[variants[one.contiguous().numpy().tobytes()]] += 1
+    assert len(counts) == 162
+    assert min(counts.values()) > 4000 / 162 / 4, "not all alike"
+    assert max(counts.values()) < 4000 / 162 * 2.5
+
+
+def test_a_batch_is_augmented_each_image_on_its_own_and_evaluation_is_not(small_args, log):
+    args = small_args()
+    args.augment = True
+    seen = []
+    data, model = small_data(480), main.new_model(args, 0)
+    normalize = data.normalize
+    data.normalize = lambda images: (seen.append((model.training, images.clone())), normalize(images))[1]
+    main.train(args, model, main.dense_masks(model), data, 0, log)
+    whole = {image.numpy().tobytes() for image in data.train[0]} | {image.numpy().tobytes() for image in data.test[0]}
+    for training, images in seen:
+        as_they_are = sum(image.contiguous().numpy().tobytes() in whole for image in images)
+        assert as_they_are < len(images) / 4 if training else as_they_are == len(images)
+    first, second = (images for training, images in seen[:2] if training)
+    assert not torch.equal(first, second)
+
+
+def test_augmentation_follows_from_the_seed(small_args, tmp_path):
+    runs = [small_args(output_dir=tmp_path / name, prune_iterations=1) for name in "abc"]
+    for args, augment in zip(runs, (True, True, False), strict=True):
+        args.augment = augment
+        torch.rand(3)
+        main.main(args)
+    a, b, c = (arrays(args)["all_loss_0.dat"] for args in runs)
+    assert a == b != c
