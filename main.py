@@ -43,8 +43,8 @@ def main(args):
         data = load_data(args, device)
         model = prepare(new_model(args, round_=0), args, device)
         masks = dense_masks(model)
-        log.begin(model)
         first = take_up(log.saved, model, masks) if log.saved else 0
+        log.begin(model)
 
         for round_ in range(first, args.prune_iterations):
             if round_ > first:
@@ -238,7 +238,10 @@ def train(args, model, masks, data, round_, log):
     saved = log.round(round_, masks, steps, begin, end)
     if saved:
         start, best, best_accuracy = (saved[name] for name in ("iteration", "best", "best_accuracy"))
-        put_back(run.moments, saved["moments"])
+        with utils.fitting():
+            for name, tensors in run.moments.items():
+                for tensor, value in zip(tensors, saved["moments"][name], strict=True):
+                    tensor.copy_(value)
     model.train()
     step = graphed(make_step(args, model, masks, data, run), model, run)
 
@@ -248,7 +251,8 @@ def train(args, model, masks, data, round_, log):
             begin_epoch(args, run, examples, round_, epoch, index)
             if index and saved:
                 run.loss.copy_(saved["loss"])
-                set_random_state(device, saved["random"])
+                if device.type in saved["random"]:  # the checkpoint may be of another device
+                    run.random.set_rng_state(saved["random"][device.type])
         step()
         log.bar.update()
         if round_ == 0 and iteration == args.rewind_iter:
@@ -281,7 +285,7 @@ def train(args, model, masks, data, round_, log):
                 masks=masks,
                 moments=run.moments,
                 loss=run.loss,
-                random=random_state(device),
+                random={device.type: run.random.get_rng_state()},
                 best=best,
                 best_accuracy=best_accuracy,
             )
@@ -289,10 +293,11 @@ def train(args, model, masks, data, round_, log):
 
 
 def new_run(args, model, steps, device):
-    """What a step reads and writes besides the model, all of it on the device.
+    """What a round's steps read and write besides the model.
 
     .batches (steps, batch size) has the numbers of an epoch's examples, .rates (steps,) its learning rates, .done counts
-    its steps, .loss adds up their losses, .moments is the optimizer's memory, {name: [tensor for each parameter]}.
+    its steps, .loss adds up their losses, .moments is the optimizer's memory, {name: [tensor for each parameter]}; .random is
+    where the device's random numbers come from.
     """
     parameters = list(model.parameters())
     names = ["average", "square"] if args.optimizer == "adam" else ["momentum"]
@@ -305,6 +310,7 @@ def new_run(args, model, steps, device):
         done=torch.zeros(1, dtype=torch.int64, device=device),
         loss=torch.zeros((), dtype=torch.float64, device=device),
         moments=moments,
+        random=torch.cuda if device.type == "cuda" else torch,
     )
 
 
@@ -405,23 +411,6 @@ def graphed(step, model, run):
     for tensor, value in zip(changed, before, strict=True):
         tensor.copy_(value)
     return step
-
-
-def put_back(moments, saved):
-    with utils.fitting():
-        for name, tensors in moments.items():
-            for tensor, value in zip(tensors, saved[name], strict=True):
-                tensor.copy_(value)
-
-
-def random_state(device):
-    """Where the device's random numbers are, {its type: state}."""
-    return {device.type: (torch.cuda if device.type == "cuda" else torch).get_rng_state()}
-
-
-def set_random_state(device, saved):
-    if device.type in saved:  # the checkpoint may be of another device
-        (torch.cuda if device.type == "cuda" else torch).set_rng_state(saved[device.type])
 
 
 def measure(model, data):

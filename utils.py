@@ -672,7 +672,7 @@ def plot_accuracy(path, kinds, percents, accuracies, title):
 
 def curves(axes, sns, kinds, percents, values, **options):
     """Draw values against the percentage of weights remaining, a curve for each prune type."""
-    percents = np.array(percents)
+    percents = np.array(percents, dtype=float)
     percents[percents == 0] = np.nan  # for which a logarithmic axis has no place
     sns.lineplot(
         x=percents,

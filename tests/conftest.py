@@ -23,6 +23,13 @@ def command(*args, cwd=ROOT, timeout=120):
     return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, timeout=timeout, capture_output=True, text=True)
 
 
+def png_size(path):
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert content.endswith(b"IEND\xaeB`\x82")
+    return tuple(int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+
+
 class QuietLog:
     """Stands in for utils.Log: keeps the rows, writes nothing."""
 

@@ -8,19 +8,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import archs
-import combine_plots
 import main
 import utils
-from conftest import command
+from conftest import command, png_size
 
 QUICK = ("main.py", "--dataset=digits", "--prune_percent=20", "--gpu=cpu")
-
-
-def png_size(path):
-    content = path.read_bytes()
-    assert content.startswith(b"\x89PNG")
-    assert content.endswith(b"IEND\xaeB`\x82")
-    return tuple(int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
 
 
 @pytest.fixture(scope="module")
@@ -262,89 +254,3 @@ def test_importing_has_no_effects(tmp_path):
     result = command("-c", "\n".join(lines), cwd=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
-
-
-# combine_plots.py
-
-
-def write_curve(folder, kind, accuracies, percent=20):
-    utils.write_array(folder / f"{kind}_compression.dat", [100 * (1 - percent / 100) ** i for i in range(len(accuracies))])
-    utils.write_array(folder / f"{kind}_bestaccuracy.dat", accuracies)
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The points that combine_plots drew, [(prune type, percent, accuracy), ...], by the figure's file name."""
-    found, plot = {}, utils.plot_accuracy
-
-    def spy(path, kinds, percents, accuracies, title):
-        found[path.name] = list(zip(kinds, percents, accuracies, strict=True))
-        plot(path, kinds, percents, accuracies, title)
-
-    monkeypatch.setattr(utils, "plot_accuracy", spy)
-    return found
-
-
-def combine(folder, *flags):
-    combine_plots.main(combine_plots.parse_args([f"--output_dir={folder}", *flags]))
-
-
-def test_everything_with_something_to_draw_is_found(tmp_path, drawn, capsys):
-    dumps = tmp_path / "dumps/lt"
-    write_curve(dumps / "fc1/mnist", "lt", [97, 98, 97.5])
-    write_curve(dumps / "fc1/mnist", "reinit", [97, 96])
-    write_curve(dumps / "lenet5/cifar10", "lt", [50])
-    write_curve(dumps / "fc1/digits/seed5", "reinit", [90, 91], percent=50)
-    (dumps / "vgg16/cifar10").mkdir(parents=True)  # begun, no round finished
-    combine(tmp_path)
-    assert set(drawn) == {"combined_fc1_mnist.png", "combined_lenet5_cifar10.png", "combined_fc1_digits.png"}
-    assert [kind for kind, _, _ in drawn["combined_fc1_mnist.png"]] == ["lt"] * 3 + ["reinit"] * 2
-    output = capsys.readouterr().out
-    assert "combined_lenet5_cifar10.png: lt with 1 rounds (reinit not run yet)" in output
-    assert "combined_fc1_digits.png: reinit with 2 rounds (lt not run yet)" in output
-    for name in drawn:
-        png_size(tmp_path / "plots/lt/combined_plots" / name)
-
-    drawn.clear()
-    combine(tmp_path, "--dataset=mnist", "--arch_type=fc1")
-    assert set(drawn) == {"combined_fc1_mnist.png"}
-
-
-def test_several_seeds_of_different_length_give_mean_and_range(tmp_path, drawn, capsys, monkeypatch):
-    dumps, figures = tmp_path / "dumps/lt/fc1/mnist", []
-    write_curve(dumps, "lt", [97, 98, 96])
-    write_curve(dumps / "seed1", "lt", [95, 99])
-
-    def look(path, save):
-        (axes,) = save.__closure__[0].cell_contents.axes
-        figures.append((axes.lines[0].get_data(), axes.collections[0].get_paths()[0].vertices))
-        figures.append((axes.get_xscale(), axes.xaxis_inverted()))
-
-    monkeypatch.setattr(utils, "write", look)
-    combine(tmp_path)
-    (((x, y), band), scale) = figures
-    assert sorted(zip(x, y, strict=True)) == [pytest.approx(point) for point in [(64, 96), (80, 98.5), (100, 96)]]
-    assert (band[:, 1].min(), band[:, 1].max()) == (95, 99)
-    assert scale == ("log", True)
-    assert "lt with 2 to 3 rounds and 2 seeds" in capsys.readouterr().out
-
-
-def test_damaged_arrays_are_left_out_and_said(tmp_path, drawn, capsys):
-    dumps = tmp_path / "dumps/lt/fc1/mnist"
-    write_curve(dumps, "lt", [97, 98])
-    write_curve(dumps / "seed1", "lt", [97, 98])
-    (dumps / "seed1/lt_bestaccuracy.dat").write_bytes(b"\x80\x04N.")
-    write_curve(dumps, "reinit", [97, 98, 99])
-    utils.write_array(dumps / "reinit_bestaccuracy.dat", [97, 98])  # between two writes
-    combine(tmp_path)
-    assert drawn["combined_fc1_mnist.png"] == [(kind, x, y) for kind in ("lt", "reinit") for x, y in ((100, 97), (80, 98))]
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "seed1/lt_bestaccuracy.dat" in error
-
-
-def test_nothing_to_draw_is_one_line_that_says_what_was_looked_for(tmp_path):
-    result = command("combine_plots.py", f"--output_dir={tmp_path}", "--dataset=mnist")
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert result.stderr.startswith("combine_plots.py: error: nothing to draw")
-    assert f"{tmp_path}/dumps/lt/<arch>/mnist" in result.stderr

@@ -90,21 +90,41 @@ def test_every_flag_is_in_the_table_with_its_default():
     table = dict(re.findall(r"^\| `--(\w+)` \| (.*?) \|", README, re.MULTILINE))
     defaults = vars(main.parse_args([]))
     assert set(table) == set(defaults)
+    words = {"val_size": "the dataset's", "masks_from": "none", "lr_milestones": "none"}
+    words |= {f"prune_percent_{layer}": "--prune_percent" for layer in ("conv", "output")}
+    words["prune_percent_downsample"] = "--prune_percent_conv"
     for flag, default in defaults.items():
         shown = table[flag].strip("`")
-        if flag.startswith("prune_percent_"):
-            assert shown.strip("-") in ("prune_percent", "prune_percent_conv")
-        elif default in (False, None, []) or flag == "val_size":
-            assert shown == {"val_size": "the dataset's", "masks_from": "none", "lr_milestones": "none"}.get(flag, "off")
+        if flag in words or default is False:
+            assert shown == words.get(flag, "off")
         else:
             assert type(default)(shown) == default, flag
 
 
 def test_every_main_command_is_valid():
-    commands = re.findall(r"python3 main\.py ([^&\n]*)", README)
+    commands = re.findall(r"(?:python3|torchrun .*) main\.py ([^&\n`]*)", README)
+    recipes = re.findall(r"^\| .* \| (?:the same and )?`(--.*)` \|$", README, re.MULTILINE)
     assert len(commands) >= 4
-    for flags in commands:
+    assert len(recipes) == 8
+    for flags in commands + recipes:
         main.parse_args(flags.replace("$type", "lt").replace("$seed", "1").split())
+
+
+def test_the_recipes_have_the_papers_percentages_and_learning_rates():
+    """Learning rate, warmup, drops, rates by layer, in iterations, as the paper's Figure 2 and Section 4 have them."""
+    found = {}
+    for name, flags in re.findall(r"^\| ([\w-]+).* \| `(--.*)` \|$", README, re.MULTILINE):
+        args = main.parse_args(flags.split())
+        rates = [args.prune_percent_conv, args.prune_percent, args.prune_percent_output]
+        found[name] = (args.arch_type, args.optimizer, args.lr, args.max_iter, args.batch_size, rates)
+    assert found == {
+        "Lenet": ("fc1", "adam", 1.2e-3, 50000, 60, [20, 20, 10]),
+        "Conv-2": ("conv2", "adam", 2e-4, 20000, 60, [10, 20, 10]),
+        "Conv-4": ("conv4", "adam", 3e-4, 25000, 60, [10, 20, 10]),
+        "Conv-6": ("conv6", "adam", 3e-4, 30000, 60, [15, 20, 10]),
+        "Resnet-18": ("resnet20", "sgd", 0.03, 30000, 128, [20, 20, 0]),
+        "VGG-19": ("vgg19", "sgd", 0.1, 112000, 64, [20, 20, 0]),
+    }
 
 
 def test_the_figures_are_there():

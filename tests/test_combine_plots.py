@@ -1,0 +1,251 @@
+"""combine_plots.py: what it finds, draws, prints and writes."""
+
+import csv
+import json
+
+import pytest
+
+import combine_plots
+import utils
+from conftest import command, png_size
+
+
+def write_curve(folder, kind, accuracies, percent=20):
+    utils.write_array(folder / f"{kind}_compression.dat", [100 * (1 - percent / 100) ** i for i in range(len(accuracies))])
+    utils.write_array(folder / f"{kind}_bestaccuracy.dat", accuracies)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The points that combine_plots drew, [(prune type, percent, accuracy), ...], by the figure's file name."""
+    found, plot = {}, utils.plot_accuracy
+
+    def spy(path, kinds, percents, accuracies, title):
+        found[path.name] = list(zip(kinds, percents, accuracies, strict=True))
+        plot(path, kinds, percents, accuracies, title)
+
+    monkeypatch.setattr(utils, "plot_accuracy", spy)
+    return found
+
+
+def figure_of(save):
+    """The figure that a function for utils.write saves."""
+    return next(cell.cell_contents for cell in save.__closure__ if hasattr(cell.cell_contents, "axes"))
+
+
+def combine(folder, *flags):
+    combine_plots.main(combine_plots.parse_args([f"--output_dir={folder}", *flags]))
+
+
+def test_everything_with_something_to_draw_is_found(tmp_path, drawn, capsys):
+    dumps = tmp_path / "dumps/lt"
+    write_curve(dumps / "fc1/mnist", "lt", [97, 98, 97.5])
+    write_curve(dumps / "fc1/mnist", "reinit", [97, 96])
+    write_curve(dumps / "lenet5/cifar10", "lt", [50])
+    write_curve(dumps / "fc1/digits/seed5", "reinit", [90, 91], percent=50)
+    (dumps / "vgg16/cifar10").mkdir(parents=True)  # begun, no round finished
+    combine(tmp_path)
+    assert set(drawn) == {"combined_fc1_mnist.png", "combined_lenet5_cifar10.png", "combined_fc1_digits.png"}
+    assert [kind for kind, _, _ in drawn["combined_fc1_mnist.png"]] == ["lt"] * 3 + ["reinit"] * 2
+    output = capsys.readouterr().out
+    assert "combined_lenet5_cifar10.png: lt with 1 rounds (reinit not run yet)" in output
+    assert "combined_fc1_digits.png: reinit with 2 rounds (lt not run yet)" in output
+    for name in drawn:
+        png_size(tmp_path / "plots/lt/combined_plots" / name)
+
+    drawn.clear()
+    combine(tmp_path, "--dataset=mnist", "--arch_type=fc1")
+    assert set(drawn) == {"combined_fc1_mnist.png"}
+
+
+def test_several_seeds_of_different_length_give_mean_and_range(tmp_path, drawn, capsys, monkeypatch):
+    dumps, figures = tmp_path / "dumps/lt/fc1/mnist", []
+    write_curve(dumps, "lt", [97, 98, 96])
+    write_curve(dumps / "seed1", "lt", [95, 99])
+
+    def look(path, save):
+        (axes,) = figure_of(save).axes
+        figures.append((axes.lines[0].get_data(), axes.collections[0].get_paths()[0].vertices))
+        figures.append((axes.get_xscale(), axes.xaxis_inverted()))
+
+    monkeypatch.setattr(utils, "write", look)
+    combine(tmp_path)
+    (((x, y), band), scale) = figures
+    assert sorted(zip(x, y, strict=True)) == [pytest.approx(point) for point in [(64, 96), (80, 98.5), (100, 96)]]
+    assert (band[:, 1].min(), band[:, 1].max()) == (95, 99)
+    assert scale == ("log", True)
+    assert "lt with 2 to 3 rounds and 2 seeds" in capsys.readouterr().out
+
+
+def test_damaged_arrays_are_left_out_and_said(tmp_path, drawn, capsys):
+    dumps = tmp_path / "dumps/lt/fc1/mnist"
+    write_curve(dumps, "lt", [97, 98])
+    write_curve(dumps / "seed1", "lt", [97, 98])
+    (dumps / "seed1/lt_bestaccuracy.dat").write_bytes(b"\x80\x04N.")
+    write_curve(dumps, "reinit", [97, 98, 99])
+    utils.write_array(dumps / "reinit_bestaccuracy.dat", [97, 98])  # between two writes
+    combine(tmp_path)
+    assert drawn["combined_fc1_mnist.png"] == [(kind, x, y) for kind in ("lt", "reinit") for x, y in ((100, 97), (80, 98))]
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "seed1/lt_bestaccuracy.dat" in error
+
+
+def test_nothing_to_draw_is_one_line_that_says_what_was_looked_for(tmp_path):
+    result = command("combine_plots.py", f"--output_dir={tmp_path}", "--dataset=mnist")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("combine_plots.py: error: nothing to draw")
+    assert f"{tmp_path}/dumps/lt/<arch>/mnist" in result.stderr
+
+
+# The paper's figures
+
+
+EARLY = {  # prune type: its trials, each early-stopping iterations, accuracies there, accuracies at the end
+    "lt": [([500, 300], [97, 98], [97.5, 98.5]), ([700, 500], [96, 97], [96.5, 97.5])],
+    "random": [([600, 900], [95, 94], [96, 95])],
+}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Two rounds of two trials of lt and one of random, with logs of four evaluations a round."""
+    for kind, trials in EARLY.items():
+        for seed, (iterations, there, end) in enumerate(trials):
+            folder = tmp_path / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
+            write_curve(folder, kind, [value + 1 for value in end])
+            for name, values in (("earlystop", iterations), ("earlystopaccuracy", there), ("finalaccuracy", end)):
+                utils.write_array(folder / f"{kind}_{name}.dat", values)
+            rows = [
+                {"round": r, "iteration": i, "weights_remaining": (100.0, 80.0)[r], "test_accuracy": 90 + seed + r + i / 400}
+                for r in range(2)
+                for i in (100, 200, 300, 400)
+            ]
+            (folder / f"{kind}_log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"round": 1, "ite')
+    return tmp_path
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that were written, by name."""
+    found, write = {}, utils.write
+
+    def look(path, save, *rest):
+        if path.suffix == ".png":
+            found[path.name] = [
+                {
+                    "label": axes.get_ylabel().replace("\n", " "),
+                    "lines": [
+                        tuple(map(list, line.get_data())) for line in axes.lines if line.get_label().startswith("_child")
+                    ],
+                    "bars": [segment for bars in axes.collections for segment in segments(bars)],
+                    "x": (axes.get_xscale(), axes.xaxis_inverted()),
+                    "legend": [text.get_text() for text in axes.get_legend().get_texts()] if axes.get_legend() else [],
+                }
+                for axes in figure_of(save).axes
+            ]
+        write(path, save, *rest)
+
+    monkeypatch.setattr(utils, "write", look)
+    return found
+
+
+def segments(collection):
+    return [path.vertices.tolist() for path in collection.get_paths()]
+
+
+def test_early_stopping_is_drawn_as_in_the_papers_figure_4(experiment, figures):
+    combine(experiment)
+    panels = figures["earlystop_fc1_mnist.png"]
+    assert [panel["label"] for panel in panels] == [
+        "early-stopping iteration", "accuracy there (%)", "accuracy at the end (%)",
+    ]  # fmt: skip
+    assert panels[0]["legend"] == ["lt", "random"]
+    expected = ([(400, 600), (97.5, 96.5), (98, 97)], [(900, 600), (94, 95), (95, 96)])
+    for index, panel in enumerate(panels):
+        assert panel["x"] == ("log", True)
+        lt, random = panel["lines"]
+        for (x, y), values in zip((lt, random), expected, strict=True):
+            assert x == pytest.approx([80, 100])
+            assert y == pytest.approx(values[index])
+        low, high = sorted(trial[index][0] for trial in EARLY["lt"])
+        assert any(bar == [pytest.approx([100, low]), pytest.approx([100, high])] for bar in panel["bars"])
+
+
+def test_training_is_drawn_for_the_rounds_asked_for_as_in_figure_3(experiment, figures):
+    combine(experiment, "--rounds=1,7")
+    lt, random = figures["training_fc1_mnist.png"]
+    assert (lt["label"], random["label"]) == ("lt test accuracy (%)", "random test accuracy (%)")
+    assert lt["legend"] == ["80"]
+    ((x, y),) = lt["lines"]
+    assert x == pytest.approx([100, 200, 300, 400], abs=8)  # in steps of a fiftieth
+    assert y == pytest.approx([91.75, 92, 92.25, 92.5])
+    assert random["lines"][0][1] == pytest.approx([91.25, 91.5, 91.75, 92])
+    combine(experiment)
+    assert figures["training_fc1_mnist.png"][0]["legend"] == ["100"], "rounds 0, 3, 7 and 15, as far as they are there"
+    combine(experiment, "--rounds=0,1")
+    assert figures["training_fc1_mnist.png"][0]["legend"] == ["100", "80"]
+    figures.clear()
+    combine(experiment, "--rounds=5")
+    assert "training_fc1_mnist.png" not in figures
+
+
+def test_a_long_round_is_drawn_by_its_means_over_fiftieths(tmp_path, figures):
+    folder = tmp_path / "dumps/lt/fc1/mnist"
+    write_curve(folder, "lt", [97])
+    rows = [{"round": 0, "iteration": i, "weights_remaining": 100.0, "test_accuracy": 90 + i % 20} for i in range(10, 5001, 10)]
+    (folder / "lt_log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    combine(tmp_path)
+    ((x, y),) = figures["training_fc1_mnist.png"][0]["lines"]
+    assert x == pytest.approx(range(100, 5001, 100))
+    assert y == pytest.approx([95] * 50)
+
+
+def test_the_table_has_mean_and_range_and_goes_into_a_file(experiment, capsys, tmp_path):
+    combine(experiment, f"--csv={tmp_path / 'new/table.csv'}")
+    output = " ".join(capsys.readouterr().out.split())
+    assert "98.00 (97.50 to 98.50) 600 (500 to 700) 96.50 (96.00 to 97.00) 97.00 (96.50 to 97.50) lt 1 80.00 2 99" in output
+    with (tmp_path / "new/table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["prune_type"], row["round"], row["trials"]) for row in rows] == [
+        ("lt", "0", "2"), ("lt", "1", "2"), ("random", "0", "1"), ("random", "1", "1"),
+    ]  # fmt: skip
+    first = {name: float(rows[0][name]) for name in rows[0] if name not in ("arch_type", "dataset", "prune_type")}
+    assert first == pytest.approx(
+        {
+            "round": 0, "trials": 2, "weights_remaining": 100,
+            "bestaccuracy": 98, "bestaccuracy_min": 97.5, "bestaccuracy_max": 98.5,
+            "earlystop": 600, "earlystop_min": 500, "earlystop_max": 700,
+            "earlystopaccuracy": 96.5, "earlystopaccuracy_min": 96, "earlystopaccuracy_max": 97,
+            "finalaccuracy": 97, "finalaccuracy_min": 96.5, "finalaccuracy_max": 97.5,
+        }
+    )  # fmt: skip
+
+
+def test_results_without_early_stopping_have_their_accuracies_drawn_alone(tmp_path, figures, capsys):
+    write_curve(tmp_path / "dumps/lt/fc1/mnist", "lt", [97, 98])
+    combine(tmp_path)
+    assert set(figures) == {"combined_fc1_mnist.png"}
+    assert capsys.readouterr().out.count(" -") == 6
+
+
+@pytest.mark.parametrize("value", ["", "-1", "1,", "1;2", "x"])
+def test_rounds_that_are_none_take_one_line(value, capsys):
+    with pytest.raises(SystemExit):
+        combine_plots.parse_args([f"--rounds={value}"])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--rounds" in error
+
+
+def test_a_table_that_cannot_be_written_is_one_line(experiment):
+    result = command("combine_plots.py", f"--output_dir={experiment}", "--csv=/dev/null/table.csv")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "/dev/null" in result.stderr
+
+
+def test_seeds_pruned_by_different_percentages_are_pointed_out(tmp_path, capsys):
+    write_curve(tmp_path / "dumps/lt/fc1/mnist", "lt", [97, 98])
+    write_curve(tmp_path / "dumps/lt/fc1/mnist/seed1", "lt", [97, 98], percent=30)
+    combine(tmp_path)
+    assert "the seeds of lt" in capsys.readouterr().err

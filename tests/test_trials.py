@@ -1,0 +1,98 @@
+"""Several seeds by one command, in one process or dealt out by torchrun, with a process that dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+import utils
+from conftest import ROOT
+
+FLAGS = ("--dataset=digits", "--prune_percent=20", "--prune_iterations=3", "--gpu=cpu")
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*.dat"))}
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory):
+    """What four runs, each by a command of its own, leave: the arrays by name."""
+    folder = tmp_path_factory.mktemp("single")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for seed in range(3, 7):
+        main.main(main.parse_args([*FLAGS, "--end_iter=30", f"--output_dir={folder}", f"--seed={seed}"]))
+    torch.set_num_threads(threads)
+    return files(folder)
+
+
+@pytest.mark.parametrize(("seed", "trials", "seeds"), [(0, 1, [0]), (5, 3, [5, 6, 7])])
+def test_trials_are_seeds_in_a_row(seed, trials, seeds):
+    args = main.parse_args([f"--seed={seed}", f"--trials={trials}"])
+    assert [trial.seed for trial in utils.trials(args)] == seeds
+    assert all(vars(trial) | {"seed": seed} == vars(args) for trial in utils.trials(args))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+def test_every_trial_falls_to_one_process(processes, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    found = []
+    for rank in range(processes):
+        monkeypatch.setenv("RANK", str(rank))
+        found += [trial.seed for trial in utils.trials(main.parse_args(["--seed=10", "--trials=5"]))]
+    assert sorted(found) == [10, 11, 12, 13, 14]
+
+
+def test_the_processes_of_a_machine_share_its_cores_and_take_its_gpus_in_turn(monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "6")  # on two machines
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    gpus = []
+    for place in range(3):
+        monkeypatch.setenv("LOCAL_RANK", str(place))
+        gpus.append(next(utils.trials(main.parse_args([]))).gpu)
+        assert next(utils.trials(main.parse_args(["--gpu=cpu"]))).gpu == "cpu"
+    assert gpus == [0, 1, 0]
+    assert set(threads) == {2}
+
+
+def children(process):
+    """The numbers of a process's children."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(number) for number in found.split()]
+
+
+def test_torchrun_deals_trials_out_and_a_process_that_is_killed_goes_on(tmp_path, one_by_one):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    command += ["main.py", *FLAGS, "--end_iter=30", "--seed=3", "--trials=4", f"--output_dir={tmp_path}"]
+    output = tmp_path / "output.txt"
+    with output.open("w") as file:
+        two = set(sorted(os.sched_getaffinity(0))[:2])  # cores, so that each process has one, as the runs to compare with
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, preexec_fn=lambda: os.sched_setaffinity(0, two)
+        )
+        saves = tmp_path / "saves/fc1/digits"
+        deadline = time.monotonic() + 120
+        while not all((saves / f"seed{seed}/0_model_lt.pth.tar").exists() for seed in (3, 4)):
+            assert process.poll() is None, output.read_text()[-3000:]
+            assert time.monotonic() < deadline, output.read_text()[-3000:]
+            time.sleep(0.02)
+        first = children(process)
+        os.kill(first[1], signal.SIGKILL)
+        assert process.wait(timeout=300) == 0, output.read_text()[-3000:]
+    assert len(first) == 2
+    assert files(tmp_path) == one_by_one
+    text = output.read_text()
+    assert text.count("round 2 of 0..2") >= 4
+    assert "Traceback" not in text
+    assert "SIGTERM in round" in text, "the other process was not stopped with a checkpoint"
