@@ -5,8 +5,10 @@
 
 (a) is this project, through the functions that main.py runs. (b) is the usual way: a torchvision dataset with ToTensor and
 Normalize in a DataLoader, unfused Adam, masks applied to the gradients through NumPy. (c) is the floor: the same convolutions
-and matrix products, forward and backward, and the optimizer's step, with nothing between them. Images are random: only their
-shape counts. Figures are medians over repeated, interleaved runs; an epoch includes the evaluation of validation and test set.
+and matrix products, forward and backward, and the optimizer's step, with nothing between them; on a GPU as one CUDA graph. Each
+has a process of its own, with its own settings. Images are random: only their shape counts. Figures are medians over
+repeated, interleaved runs; an epoch includes the evaluation of validation and test set. On a GPU, (a) is also compared with a
+graph of as many kernels that do nothing.
 """
 
 import argparse
@@ -18,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,17 +56,18 @@ def random_examples(dataset, n):
 
 
 class Timer:
-    """Stands in for utils.Log, and keeps when the steps begin."""
+    """Stands in for utils.Log, and keeps when the first step ended."""
 
     def __init__(self, device):
-        self.device, self.bar = device, SimpleNamespace(update=lambda: None)
-        self.checkpoint_due, self.checkpoint = lambda: False, lambda **_: None
+        self.device, self.start, self.bar = device, None, SimpleNamespace(update=self.update)
 
-    def round(self, *_):
-        self.start = clock(self.device)
+    def update(self):
+        self.start = self.start or clock(self.device)
 
-    def epoch(self, *_):
+    def ignore(self, *_, **__):
         pass
+
+    round = add = checkpoint = checkpoint_due = ignore
 
 
 def ours(arch_type, dataset, device, steps, evaluated, batch_size, amp):
@@ -89,7 +94,7 @@ def ours(arch_type, dataset, device, steps, evaluated, batch_size, amp):
         log = Timer(device)
         with replaced(main, "evaluate", timed):
             main.train(args, model, masks, data, 0, log)
-        return (spent[0][0] - log.start) / steps, statistics.median(b - a for a, b in spent) / evaluated
+        return (spent[0][0] - log.start) / (steps - 1), statistics.median(b - a for a, b in spent) / evaluated
 
     return run
 
@@ -161,19 +166,59 @@ def floor(arch_type, dataset, device, steps, batch_size, amp):
         model(x.to(memory_format=torch.channels_last))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer = torch.optim.Adam(model.parameters(), 1.2e-3, fused=True)
+    args = main.parse_args([])
+    parameters, run_ = list(model.parameters()), main.new_run(args, model, 1, device)
+    rate = run_.rates.fill_(args.lr).squeeze()
     products = [product(*layer, first=index == 0, amp=amp) for index, layer in enumerate(layers)]
 
     @torch.no_grad()
+    def step():
+        for forward, _ in products:
+            forward()
+        for _, backward in reversed(products):
+            backward()
+        main.update(args, parameters, run_.moments, rate)
+
+    step = main.graphed(step, model, run_)
+
     def run():
         start = clock(device)
         for _ in range(steps):
-            for forward, _ in products:
-                forward()
-            for _, backward in reversed(products):
-                backward()
-            optimizer.step()
+            step()
         return (clock(device) - start) / steps, None
+
+    return run
+
+
+def nothing(arch_type, dataset, device, steps, batch_size, amp):
+    """The same for a graph of as many kernels as a step of (a) has, which do next to nothing."""
+    args = main.parse_args([f"--dataset={dataset}", f"--arch_type={arch_type}"] + ["--amp"] * amp)
+    images, labels = (tensor.to(device) for tensor in random_examples(dataset, batch_size))
+    data = SimpleNamespace(train=[images, labels], normalize=lambda images: (images - 1.0).div_(2.0))
+    model = main.prepare(main.new_model(args, 0), args, device)
+    run_ = main.new_run(args, model, 1, device)
+    real = main.make_step(args, model, main.dense_masks(model), data, run_)
+    for _ in range(3):
+        run_.done.zero_()
+        real()
+    run_.done.zero_()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        real()
+        torch.cuda.synchronize()
+    kernels = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    number = torch.zeros(1, device=device)
+
+    def step():
+        for _ in range(kernels):
+            number.add_(1)
+
+    step = main.graphed(step, model, run_)
+
+    def run():
+        start = clock(device)
+        for _ in range(steps):
+            step()
+        return (clock(device) - start) / steps, kernels
 
     return run
 
@@ -203,32 +248,49 @@ def product(layer, x, gradient, first, amp):
     return forward, backward
 
 
-def compare(arch_type, dataset, device, batch_size, repeats, amp):
+CONTENDERS = {"a": ours, "b": usual, "c": floor, "empty": nothing}
+ready = {}
+
+
+def worker(name, *case):
+    """Run a contender in this process, made ready at the first time."""
+    if (name, case) not in ready:
+        ready.clear()
+        ready[name, case] = CONTENDERS[name](*case)
+    return ready[name, case]()
+
+
+def compare(pools, arch_type, dataset, device, batch_size, repeats, amp):
     """One line of the table."""
     steps, evaluated = (2000, 15000) if device.type == "cuda" else WORK[arch_type]
     steps = min(steps, SIZES[dataset][0] // batch_size)
-    runs = {
-        "a": ours(arch_type, dataset, device, steps, evaluated, batch_size, amp),
-        "b": usual(arch_type, dataset, device, min(steps, 300), min(evaluated, 3000), batch_size, amp),
-        "c": floor(arch_type, dataset, device, steps, batch_size, amp),
+    cases = {
+        "a": (arch_type, dataset, device, steps, evaluated, batch_size, amp),
+        "b": (arch_type, dataset, device, min(steps, 300), min(evaluated, 3000), batch_size, amp),
+        "c": (arch_type, dataset, device, steps, batch_size, amp),
     }
-    results = {name: [] for name in runs}
+    if device.type == "cuda":
+        cases["empty"] = cases["c"]
+    results = {name: [] for name in cases}
     for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            result = run()
+        for name, case in cases.items():
+            result = pools[name].submit(worker, name, *case).result()
             if repeat:  # the first warms up
                 results[name].append(result)
     step = {name: statistics.median(result[0] for result in found) for name, found in results.items()}
-    each = {name: statistics.median(result[1] for result in found) for name, found in results.items() if name != "c"}
+    each = {name: statistics.median(result[1] for result in results[name]) for name in "ab"}
     trained, tested = SIZES[dataset]
     epoch = {name: trained // batch_size * step[name] + tested * each[name] for name in each}
     print(
         f"{f'{arch_type}/{dataset}':18} {batch_size:5}"
         + "".join(f" {1000 * step[name]:9.3f}" for name in "abc")
         + f" {step['b'] / step['a']:6.1f} {step['a'] / step['c']:6.2f}"
-        + f" {epoch['a']:9.2f} {epoch['b']:9.2f} {epoch['b'] / epoch['a']:6.1f}",
+        + f" {epoch['a']:9.2f} {epoch['b']:9.2f} {epoch['b'] / epoch['a']:6.1f} {batch_size / step['a']:9.0f}",
         flush=True,
     )
+    if "empty" in step:
+        kernels = results["empty"][0][1]
+        print(f"{'':18} {kernels} empty kernels: {1000 * step['empty']:.3f} ms, (a) {step['a'] / step['empty']:.1f} times that")
 
 
 ROUND = """
@@ -252,7 +314,7 @@ def timed(owner, name, part):
     setattr(owner, name, run)
 timed(main, "evaluate", "evaluation")
 timed(utils.Log, "ticket", "files, figures")
-timed(utils.Log, "epoch", "files, figures")
+timed(utils.Log, "add", "files, figures")
 timed(utils.Log, "round", "files, figures")
 timed(utils.Log, "checkpoint", "files, figures")
 update = utils.tqdm.update
@@ -293,10 +355,10 @@ def parse_args():
 
 if __name__ == "__main__":
     args = parse_args()
-    device = main.pick_device(0 if args.device == "cuda" else "cpu")  # its settings help (b) and (c) too
+    device = main.pick_device(0 if args.device == "cuda" else "cpu")
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
     print(f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'':24} {'milliseconds per step':^29} {'ratios':^13} {'seconds per epoch':^19}")
+    print(f"{'':24} {'milliseconds per step':^29} {'ratios':^13} {'seconds per epoch':^26} {'images/s':>9}")
     print(f"{'network/data':18} batch         a         b         c    b/a    a/c         a         b    b/a")
     cases = [
         ("fc1", "mnist", 60, False),
@@ -306,6 +368,11 @@ if __name__ == "__main__":
     ]
     if args.device == "cuda":
         cases.append(("resnet18", "cifar10", 512, True))
+    spawn, gpu = get_context("spawn"), args.device == "cuda"
+    settings = {name: (main.pick_device, (0 if gpu else "cpu",)) for name in CONTENDERS if name != "b"}
+    pools = {name: ProcessPoolExecutor(1, spawn, *settings.get(name, ())) for name in CONTENDERS}
     for arch_type, dataset, batch_size, amp in cases:
-        compare(arch_type, dataset, device, batch_size, args.repeats, amp)
+        compare(pools, arch_type, dataset, device, batch_size, args.repeats, amp)
+    for pool in pools.values():
+        pool.shutdown()
     whole_rounds(device)

@@ -195,6 +195,9 @@ def test_a_run_leaves_the_layers_at_0_percent_dense(small_args):
     assert masks["5.weight"].all()
     total = sum(mask.numel() for name, mask in masks.items() if name != "5.weight")
     left = total - round(0.2 * total)
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    assert ticket(args, 2)["weights_remaining"] == pytest.approx(100 * kept / 266_200, abs=1e-9)
+    assert np.load(utils.folders(args).dumps / "lt_compression.dat")[2] == ticket(args, 2)["weights_remaining"]
     assert sum(int(mask.sum()) for name, mask in masks.items() if name != "5.weight") == left - round(0.2 * left)
 
 
