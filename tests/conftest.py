@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import main  # noqa: E402
+import utils  # noqa: E402
 
 torch.set_flush_denormal(True)  # as main.main does, before torch starts its threads
 
@@ -96,3 +97,16 @@ def small_args(tmp_path):
         return main.parse_args([f"--{name}={value}" for name, value in flags.items()])
 
     return make
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """What main.train was given at the start of every round: [(state, masks), ...]."""
+    found, train = [], main.train
+
+    def spy(args, model, masks, *rest):
+        found.append((utils.copy_state(model), masks))
+        return train(args, model, masks, *rest)
+
+    monkeypatch.setattr(main, "train", spy)
+    return found

@@ -15,19 +15,6 @@ import utils
 from conftest import small_data, small_network
 
 
-@pytest.fixture
-def starts(monkeypatch):
-    """What main.train was given at the start of every round: [(state, masks), ...]."""
-    found, train = [], main.train
-
-    def spy(args, model, masks, *rest):
-        found.append((utils.copy_state(model), {name: mask.clone() for name, mask in masks.items()}))
-        return train(args, model, masks, *rest)
-
-    monkeypatch.setattr(main, "train", spy)
-    return found
-
-
 def ticket(args, round_, kind=None):
     path = utils.folders(args).saves / f"{round_}_model_{kind or args.prune_type}.pth.tar"
     return torch.load(path, weights_only=True)

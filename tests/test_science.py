@@ -24,19 +24,6 @@ def half(model, seed=0):
     return {name: torch.rand(weight.shape, generator=generator) < 0.5 for name, weight in main.prunable(model).items()}
 
 
-@pytest.fixture
-def starts(monkeypatch):
-    """What main.train was given at the start of every round: [(state, masks), ...]."""
-    found, train = [], main.train
-
-    def spy(args, model, masks, *rest):
-        found.append((utils.copy_state(model), masks))
-        return train(args, model, masks, *rest)
-
-    monkeypatch.setattr(main, "train", spy)
-    return found
-
-
 # 1. What is prunable
 
 
