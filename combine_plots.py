@@ -208,7 +208,10 @@ def parse_args(argv=None):
     add("--rounds", default=[0, 3, 7, 15], type=rounds, metavar="N,...", help="rounds whose training is drawn")
     add("--csv", type=utils.folder, metavar="FILE", help="write the table to a file, too (default: no%(default).0s)")
     add("--output_dir", default=".", type=utils.folder, metavar="DIR", help="where main.py put its results")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.csv and Path(args.csv).is_dir():
+        parser.error(f"--csv={args.csv} is a folder: name a file")
+    return args
 
 
 def rounds(text):

@@ -42,13 +42,13 @@ def main(args):
             return
         data = load_data(args, device)
         model = prepare(new_model(args, round_=0), args, device)
-        masks = dense_masks(model)
+        masks, rates = dense_masks(model), percents(args, model)
         first = take_up(log.saved, model, masks) if log.saved else 0
         log.begin(model)
 
         for round_ in range(first, args.prune_iterations):
-            if round_ > first:
-                masks = next_masks(args, model, masks, round_, log)
+            if round_ > first:  # the network is neither new nor taken up within a round
+                masks = next_masks(args, model, masks, rates, round_, log)
                 model.load_state_dict(new_model(args, round_).state_dict() if args.prune_type == "reinit" else log.initial)
                 apply_masks(model, masks)
             best = train(args, model, masks, data, round_, log)
@@ -178,12 +178,12 @@ def prune(weights, masks, percent, scope="layer"):
     return pruned
 
 
-def next_masks(args, model, masks, round_, log):
+def next_masks(args, model, masks, rates, round_, log):
     """The masks of `round_`, from the masks and the trained weights of the round before it, or from another run."""
     if args.masks_from:
         wanted = log.masks_of(args.masks_from, round_, masks)
     else:
-        wanted = prune(prunable(model), masks, percents(args, model), args.prune_scope)
+        wanted = prune(prunable(model), masks, rates, args.prune_scope)
     if args.prune_type == "random":
         seed_torch(args.seed, round_, 0)
         return random_masks(wanted, masks)
@@ -195,7 +195,12 @@ def percents(args, model):
     weights = prunable(model)
     found = {name: args.prune_percent_conv if weight.dim() == 4 else args.prune_percent for name, weight in weights.items()}
     found |= {name: args.prune_percent_downsample for name in weights if "downsample" in name.split(".")}
-    return found | {list(weights)[-1]: args.prune_percent_output}
+    found |= {list(weights)[-1]: args.prune_percent_output}
+    if not any(found.values()):
+        raise utils.BadInput(
+            f"nothing of {args.arch_type} would be pruned, by the percentages of its layers: change one from 0"
+        )
+    return found
 
 
 def random_masks(wanted, masks):
@@ -255,22 +260,17 @@ def train(args, model, masks, data, round_, log):
                     run.random.set_rng_state(saved["random"][device.type])
         step()
         log.bar.update()
+
+        # A step waits for nothing on the device; what follows does, when there is something to do.
         if round_ == 0 and iteration == args.rewind_iter:
             log.keep(model)
-
-        # Nothing above waits for the device; what follows does, when there is something to do.
-        epoch_ends = index + 1 == steps or iteration == end
-        measured = (
-            iteration == end
-            or (epoch_ends and epoch % args.valid_freq == 0)
-            or (args.eval_iter and iteration % args.eval_iter == 0)
-        )
+        epoch_ends, measured = index + 1 == steps or iteration == end, evaluation_due(args, iteration, steps, end)
         if epoch_ends or measured:
             loss = run.loss.item() / min(index + 1, iteration - begin)
             row = {"epoch": epoch, "iteration": iteration, "train_loss": loss} | (measure(model, data) if measured else {})
             if not math.isfinite(loss + row.get("val_loss", 0)):
                 raise utils.Failure(
-                    f"the loss is not finite in round {round_}, epoch {epoch}: "
+                    f"the loss is not finite in round {round_}, epoch {epoch} of seed {args.seed}: "
                     f"start anew with a lower --lr than {args.lr}, and --overwrite or another --output_dir"
                 )
             if measured and row["val_accuracy"] > best_accuracy:
@@ -290,6 +290,12 @@ def train(args, model, masks, data, round_, log):
                 best_accuracy=best_accuracy,
             )
     return best
+
+
+def evaluation_due(args, iteration, steps, end):
+    epoch, rest = divmod(iteration, steps)
+    at_epoch, at_iteration = rest == 0 and epoch % args.valid_freq == 0, args.eval_iter and iteration % args.eval_iter == 0
+    return at_epoch or at_iteration or iteration == end
 
 
 def new_run(args, model, steps, device):

@@ -108,6 +108,8 @@ def trials(args):
     )
     if neighbours > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        args.overwrite = False  # what there is now is what was begun before the restart
     if args.gpu != "cpu" and torch.cuda.device_count():
         args.gpu = (args.gpu + place) % torch.cuda.device_count() if processes > 1 else args.gpu
     for seed in range(args.seed, args.seed + args.trials)[rank::processes]:
@@ -219,7 +221,7 @@ def load_checkpoint(path, types):
                 raise BadInput("its checksum does not fit")
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not all(isinstance(content.get(key), types[key]) for key in types):
-            raise BadInput("it is not a checkpoint of this program")
+            raise BadInput("it is not a checkpoint of this version of the program")
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile and torch raise a dozen kinds for damaged files
@@ -408,12 +410,21 @@ class Log:
     def masks_of(self, kind, round_, masks):
         """The masks that the run of another prune type had in a round, on the device of `masks`."""
         path = self.folders.saves / f"{round_}_model_{kind}.pth.tar"
+        again = f"run the same with --prune_type={kind}, without --masks_from and with --overwrite"
         try:
-            found = load_checkpoint(path, {"masks": dict})["masks"]
+            found = load_checkpoint(path, {"masks": dict, "args": dict})
+            wanted = {name: torch.empty_like(mask).copy_(found["masks"][name].view_as(mask)) for name, mask in masks.items()}
         except FileNotFoundError as error:
-            raise BadInput(f"{path}, whose masks are wanted, is gone: run --prune_type={kind} anew") from error
-        with fitting():
-            return {name: torch.empty_like(mask).copy_(found[name].view_as(mask)) for name, mask in masks.items()}
+            raise BadInput(f"{path}, whose masks are wanted, is gone: {again}") from error
+        except (BadInput, RuntimeError, KeyError, AttributeError) as error:
+            raise BadInput(f"{path} has no masks for this network: {again}") from error
+        for name, value in vars(self.args).items():
+            other = found["args"].get(name)
+            if name not in FREE_SETTINGS | {"prune_type", "masks_from", "rewind_iter"} and value != other:
+                raise BadInput(
+                    f"{path} was made with {other} for --{name}, not {value}: give the {kind} run's settings, or {again}"
+                )
+        return wanted
 
     def _cut_log(self, size):
         """Leave out the rows since the checkpoint, which come again. A log that is shorter keeps its rows that are whole."""
@@ -453,17 +464,16 @@ class Log:
         saved = self.saved if self.saved and self.saved["round"] == round_ else None
         done = saved["iteration"] if saved else begin
         skipped = [math.nan] * (begin // steps)  # epochs before a rewound network's first
-        self.rows, self.losses, self.accuracies = (
-            list(saved[name]) if saved else [] for name in ("rows", "losses", "accuracies")
-        )
-        if not saved:
-            self.losses, self.accuracies = list(skipped), list(skipped)
+        at_first = {"rows": [], "losses": skipped, "accuracies": skipped}
+        self.rows, self.losses, self.accuracies = (list((saved or at_first)[name]) for name in at_first)
         if not begin <= done <= end or len(self.losses) != (done // steps if done < end else math.ceil(end / steps)):
             raise BadInput(f"{self.checkpoint_path} is damaged (it is of another point of the round)")
         self.round_, self.iterations, self.steps = round_, end, steps
         self.started = time.monotonic() - (saved["seconds"] if saved else 0)
         self.remaining = density(masks.values())
-        print(f"\nround {round_} of 0..{self.args.prune_iterations - 1}: {self.remaining:.2f}% of the weights remain")
+        of_seed = f" of seed {self.args.seed}" if self.args.trials > 1 else ""
+        self.name = f"round {round_}{of_seed}"
+        print(f"\n{self.name}, of 0..{self.args.prune_iterations - 1}: {self.remaining:.2f}% of the weights remain")
         print(table(masks), flush=True)
         for path in self.folders.runs.glob("events.*.round*"):
             number = path.name.rpartition(".round")[2]
@@ -482,7 +492,7 @@ class Log:
             self._add_evaluation(row)
         self.events.flush()
         patience = 0.1 if sys.stderr.isatty() else 30  # seconds between lines; few of them in a file
-        self.bar = tqdm(total=end, initial=done, desc=f"round {round_}", dynamic_ncols=True, mininterval=patience)
+        self.bar = tqdm(total=end, initial=done, desc=self.name, dynamic_ncols=True, mininterval=patience)
         self.next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
         if round_ == 0 and not saved:
             self.next_checkpoint = 0  # at once, so that there is one
@@ -508,8 +518,10 @@ class Log:
         save_checkpoint(self.checkpoint_path, state, self.before_path)
         self.next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
         if self.stop:
-            where = f"in round {state['round']}, after {state['iteration']} of {self.iterations} iterations"
-            raise Stopped(self.stop, where, self.args.overwrite)
+            self._raise_stopped(f"after {state['iteration']} of {self.iterations} iterations")
+
+    def _raise_stopped(self, where):
+        raise Stopped(self.stop, f"in {self.name}, {where}", self.args.overwrite)
 
     def add(self, row, measured, epoch_ends):
         """Take up what training gives: a row of the log where the network was measured, an epoch's loss where it ends."""
@@ -569,7 +581,8 @@ class Log:
         self._events_of_ticket(round_, model, masks, best_row["test_accuracy"], early["iteration"])
         self.arrays = {name: [*self.arrays[name][:round_], values[name]] for name in PER_ROUND}
         measured = [(row["iteration"] / self.steps, row["test_accuracy"]) for row in self.rows]
-        plot_round(self._path(self.folders.plots, f"LossVsAccuracy_{round_}.png"), self.losses, measured)
+        losses = [(min(epoch, self.iterations / self.steps), loss) for epoch, loss in enumerate(self.losses, start=1)]
+        plot_round(self._path(self.folders.plots, f"LossVsAccuracy_{round_}.png"), losses, measured)
         path = self._path(self.folders.plots, "AccuracyVsWeights.png")
         percents, accuracies = self.arrays[LAST], self.arrays["bestaccuracy.dat"]
         title = f"{self.args.arch_type}, {self.args.dataset}"
@@ -579,9 +592,11 @@ class Log:
         for name in PER_ROUND:
             write_array(self._path(self.folders.dumps, name), self.arrays[name])
         print(
-            f"round {round_}: test accuracy {best_row['test_accuracy']:.2f}% at best validation "
+            f"{self.name}: test accuracy {best_row['test_accuracy']:.2f}% at best validation "
             f"(epoch {best_row['epoch']}), {final_row['test_accuracy']:.2f}% at the end"
         )
+        if self.stop:  # after the last round there is no step that would see it
+            self._raise_stopped("at its end")
 
     def _events_of_ticket(self, round_, model, masks, accuracy, early):
         add = self.events.add
@@ -649,9 +664,10 @@ def figure(path, rows=1):
 
 
 def plot_round(path, losses, accuracies):
-    """A round's training loss after each epoch, and its test accuracies, [(epochs, accuracy), ...]."""
+    """A round's training losses and test accuracies, both [(epochs, value), ...]."""
     with figure(path, rows=2) as ((above, below), sns):
-        sns.lineplot(x=np.arange(1, len(losses) + 1), y=losses, ax=above)
+        epochs, losses = zip(*losses, strict=True)
+        sns.lineplot(x=epochs, y=losses, ax=above)
         epochs, accuracies = zip(*accuracies, strict=True)
         sns.lineplot(x=epochs, y=accuracies, ax=below, marker="o" if len(epochs) <= 30 else None)
         above.set_ylabel("training loss")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
@@ -110,3 +111,29 @@ def starts(monkeypatch):
 
     monkeypatch.setattr(main, "train", spy)
     return found
+
+
+def train_plainly(args, state, masks, data, round_, optimizer, iterations, rate):
+    """A round of training as one would write it down, with an optimizer of torch.optim; its last weights, and all losses."""
+    model = main.prepare(main.new_model(args, 0), args, torch.device("cpu"))
+    model.load_state_dict(state)
+    optimizer = optimizer(model.parameters())
+    images, labels = data.train
+    steps = len(labels) // args.batch_size
+    losses = []
+    model.train()
+    for iteration in iterations:
+        epoch, index = divmod(iteration, steps)
+        if index == 0 or not losses:
+            main.seed_torch(args.seed, round_, epoch + 1)
+            order = torch.randperm(len(labels))
+        batch = order[index * args.batch_size : (index + 1) * args.batch_size]
+        optimizer.param_groups[0]["lr"] = rate(iteration)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(data.normalize(images[batch])), labels[batch])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        for name, weight in model.named_parameters():
+            weight.data *= masks.get(name, 1)
+    return model.state_dict(), losses

@@ -86,6 +86,16 @@ def test_rates_per_layer_and_a_dense_layer():
         assert [int(mask.sum()) for mask in pruned.values()] == [8, 10]
 
 
+def test_rates_that_differ_add_up_under_global_scope_and_magnitude_decides():
+    """20% of 10 and 10% of 50 are 7; 6 of the 7 smallest of all are in the second layer."""
+    weights = {"a": torch.arange(1.0, 11) * 6.5, "b": torch.arange(1.0, 51)}
+    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    pruned = main.prune(weights, masks, {"a": 20, "b": 10}, "global")
+    assert [int(mask.sum()) for mask in pruned.values()] == [9, 44]
+    pruned = main.prune(weights, masks, {"a": 20, "b": 10}, "layer")
+    assert [int(mask.sum()) for mask in pruned.values()] == [8, 45]
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_network_can_be_pruned_away(scope):
     weights = {"a": torch.randn(3), "b": torch.randn(2)}

@@ -107,16 +107,23 @@ def test_every_main_command_is_valid():
     assert len(commands) >= 4
     assert len(recipes) == 8
     for flags in commands + recipes:
-        main.parse_args(flags.replace("$type", "lt").replace("$seed", "1").split())
+        main.parse_args(flags.replace("$type", "lt").replace("$seed", "1").replace("$((8 * I))", "8").split())
 
 
 def test_the_recipes_have_the_papers_percentages_and_learning_rates():
-    """Learning rate, warmup, drops, rates by layer, in iterations, as the paper's Figure 2 and Section 4 have them."""
+    """As in the table of its Figure 2, and in its Section 4 for the deep networks."""
     found = {}
     for name, flags in re.findall(r"^\| ([\w-]+).* \| `(--.*)` \|$", README, re.MULTILINE):
         args = main.parse_args(flags.split())
+        assert (args.eval_iter, args.trials, args.momentum, args.lr_gamma, args.val_size) == (100, 5, 0.9, 0.1, 5000)
+        assert args.prune_percent_downsample == (0 if name == "Resnet-18" else args.prune_percent_conv)
         rates = [args.prune_percent_conv, args.prune_percent, args.prune_percent_output]
         found[name] = (args.arch_type, args.optimizer, args.lr, args.max_iter, args.batch_size, rates)
+        deep = (args.warmup_iter, args.lr_milestones, args.weight_decay, args.augment, args.prune_scope)
+        assert deep == {
+            "Resnet-18": (20000, [20000, 25000], 1e-4, True, "global"),
+            "VGG-19": (10000, [56000, 84000], 1e-4, True, "global"),
+        }.get(name, (0, [], 0, False, "layer"))
     assert found == {
         "Lenet": ("fc1", "adam", 1.2e-3, 50000, 60, [20, 20, 10]),
         "Conv-2": ("conv2", "adam", 2e-4, 20000, 60, [10, 20, 10]),

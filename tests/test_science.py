@@ -14,7 +14,7 @@ from torch import nn
 import archs
 import main
 import utils
-from conftest import QuietLog, small_data, small_network
+from conftest import QuietLog, small_data, small_network, train_plainly
 
 BATCH_NORM = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 
@@ -64,29 +64,6 @@ def test_gaussian_glorot_weights_zero_biases_identity_batch_norm(arch_type, smal
 # 3. The optimizer
 
 
-def train_plainly(args, state, masks, data, round_, optimizer, iterations, rate):
-    """A round of training as one would write it down, by an optimizer of torch.optim; returns the weights at its end."""
-    model = main.prepare(main.new_model(args, 0), args, torch.device("cpu"))
-    model.load_state_dict(state)
-    optimizer = optimizer(model.parameters())
-    images, labels = data.train
-    steps = len(labels) // args.batch_size
-    model.train()
-    for iteration in range(iterations):
-        epoch, index = divmod(iteration, steps)
-        if index == 0:
-            main.seed_torch(args.seed, round_, epoch + 1)
-            order = torch.randperm(len(labels))
-        batch = order[index * args.batch_size : (index + 1) * args.batch_size]
-        optimizer.param_groups[0]["lr"] = rate(iteration)
-        optimizer.zero_grad()
-        F.cross_entropy(model(data.normalize(images[batch])), labels[batch]).backward()
-        optimizer.step()
-        for name, weight in model.named_parameters():
-            weight.data *= masks.get(name, 1)
-    return model.state_dict()
-
-
 ADAM, SGD = torch.optim.Adam, torch.optim.SGD
 
 
@@ -122,8 +99,8 @@ def test_every_round_trains_with_a_fresh_optimizer_at_the_given_rate(
     main.main(args)
     data = main.load_data(args, torch.device("cpu"))
     for round_, (state, masks) in enumerate(starts):
-        expected = train_plainly(
-            args, state, masks, data, round_, lambda p: kind(p, args.lr, fused=True, **settings), iterations, rate
+        expected, _ = train_plainly(
+            args, state, masks, data, round_, lambda p: kind(p, args.lr, fused=True, **settings), range(iterations), rate
         )
         saved = torch.load(f"{args.output_dir}/saves/fc1/digits/{round_}_model_lt.pth.tar", weights_only=True)["final"]
         for name, tensor in expected.items():
