@@ -186,13 +186,14 @@ def plot_training(path, rows, title):
     rows["remaining"] = rows["weights_remaining"].map("{:.3g}".format)
     order = rows.sort_values("weights_remaining", ascending=False)["remaining"].unique()
     kinds = rows["prune_type"].unique()
+    # The first evaluations, far below, would leave no room for what the rounds differ in.
+    limits = rows["test_accuracy"].quantile(0.03), rows["test_accuracy"].max()
     with utils.figure(path, rows=len(kinds)) as (panels, sns):
         for axes, kind in zip(panels, kinds, strict=True):
             here, first = rows[rows["prune_type"] == kind], axes is panels[0]
             names = {"x": "iteration", "y": "test_accuracy", "hue": "remaining"}
             sns.lineplot(here, **names, hue_order=order, errorbar=("pi", 100), legend=first, ax=axes)
-            # The first evaluations, far below, would leave no room for what the rounds differ in.
-            axes.set(xlabel="iteration", ylabel=f"{kind}\ntest accuracy (%)", ylim=(rows["test_accuracy"].quantile(0.03), None))
+            axes.set(xlabel="iteration", ylabel=f"{kind}\ntest accuracy (%)", ylim=limits)
         panels[0].legend(title=f"{title}\nweights remaining (%)", ncols=2, loc="lower right")
 
 
