@@ -187,7 +187,7 @@ def plot_training(path, rows, title):
     order = rows.sort_values("weights_remaining", ascending=False)["remaining"].unique()
     kinds = rows["prune_type"].unique()
     # The first evaluations, far below, would leave no room for what the rounds differ in.
-    limits = rows["test_accuracy"].quantile(0.03), rows["test_accuracy"].max()
+    limits = rows["test_accuracy"].quantile(0.03), rows["test_accuracy"].max() + 0.1
     with utils.figure(path, rows=len(kinds)) as (panels, sns):
         for axes, kind in zip(panels, kinds, strict=True):
             here, first = rows[rows["prune_type"] == kind], axes is panels[0]

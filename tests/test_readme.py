@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+import combine_plots
 import main
 from conftest import ROOT, command
 
@@ -134,6 +135,21 @@ def test_the_recipes_have_the_papers_percentages_and_learning_rates():
     }
 
 
-def test_the_figures_are_there():
-    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / path).read_bytes().startswith(b"\x89PNG")
+def test_figures_and_links_of_the_pages_are_there():
+    for page in (ROOT / "README.md", ROOT / "docs/results.md"):
+        for mark, path in re.findall(r"(!?)\[[^\]]*\]\((?!http|#)(.*?)\)", page.read_text()):
+            assert (page.parent / path).exists(), path
+            assert not mark or (page.parent / path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_commands_of_the_results_are_valid():
+    page = (ROOT / "docs/results.md").read_text()
+    (common,) = re.findall(r'^flags="(.*)"$', page, re.MULTILINE)
+    commands = re.findall(r"python3 main\.py (.*)", page)
+    assert len(commands) == 4
+    for flags in commands:
+        for name, value in (("$flags", common), ("$type", "lt"), ("$seed", "1")):
+            flags = flags.replace(name, value)
+        main.parse_args(flags.split())
+    for flags in re.findall(r"python3 combine_plots\.py (.*)", page):
+        combine_plots.parse_args(flags.split())
