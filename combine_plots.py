@@ -206,6 +206,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--arch_type", metavar="NAME", help="this architecture alone (default: all%(default).0s)")
     add("--dataset", metavar="NAME", help="this dataset alone (default: all%(default).0s)")
+    rounds = utils.numbers("whole numbers, 0 or more, with commas between them", lambda value: value >= 0)
     add("--rounds", default=[0, 3, 7, 15], type=rounds, metavar="N,...", help="rounds whose training is drawn")
     add("--csv", type=utils.folder, metavar="FILE", help="write the table to a file, too (default: no%(default).0s)")
     add("--output_dir", default=".", type=utils.folder, metavar="DIR", help="where main.py put its results")
@@ -213,12 +214,6 @@ def parse_args(argv=None):
     if args.csv and Path(args.csv).is_dir():
         parser.error(f"--csv={args.csv} is a folder: name a file")
     return args
-
-
-def rounds(text):
-    """The type of `--rounds`."""
-    number = utils.number(int, "whole numbers, 0 or more, with commas between them", lambda value: value >= 0)
-    return [number(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -456,6 +456,7 @@ def parse_args(argv=None):
     decay = number(float, "a finite number, 0 or more", lambda value: value >= 0)
     momentum = number(float, "a number from 0 to 1, which is excluded", lambda value: 0 <= value < 1)
     size = number(int, "a whole number, 0 or more", lambda value: value >= 0)
+    milestones = utils.numbers("whole numbers above 0 with commas between them", lambda value: value > 0)
 
     group = parser.add_argument_group("experiment")
     add = group.add_argument
@@ -519,28 +520,18 @@ def parse_args(argv=None):
         parser.error("--rewind_iter is not for --prune_type=reinit, which resets to new weights")
     if args.seed + args.trials > 2**64:
         parser.error(f"--trials={args.trials} from --seed={args.seed} on goes beyond the last seed, 2**64 - 1")
-    defaults = {
-        "val_size": archs.facts(args.dataset).VAL_SIZE,
-        "prune_percent_conv": args.prune_percent,
-        "prune_percent_output": args.prune_percent,
-    }
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    if args.prune_percent_downsample is None:
-        args.prune_percent_downsample = args.prune_percent_conv
+    if args.val_size is None:
+        args.val_size = archs.facts(args.dataset).VAL_SIZE
+    for name, above in (("conv", "percent"), ("output", "percent"), ("downsample", "percent_conv")):
+        if getattr(args, f"prune_percent_{name}") is None:
+            setattr(args, f"prune_percent_{name}", getattr(args, f"prune_{above}"))
+    args.lr_milestones.sort()
     return args
 
 
 def gpu(text):
     """The type of `--gpu`: "cpu" or an index."""
     return text if text == "cpu" else utils.number(int, "the index of a GPU, or cpu", lambda value: value >= 0)(text)
-
-
-def milestones(text):
-    """The type of `--lr_milestones`: iterations, in order."""
-    iteration = utils.number(int, "whole numbers above 0 with commas between them", lambda value: value > 0)
-    return sorted(iteration(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

@@ -90,6 +90,12 @@ def number(kind, wanted, valid):
     return parse
 
 
+def numbers(wanted, valid):
+    """An argparse type: whole numbers with commas between them, each as in `number`, as a list."""
+    one = number(int, wanted, valid)
+    return lambda text: [one(part) for part in text.split(",")]
+
+
 def folder(text):
     """The argparse type of a folder."""
     if not text:

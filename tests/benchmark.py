@@ -149,6 +149,18 @@ def usual(arch_type, dataset, device, steps, evaluated, batch_size, amp):
     return run
 
 
+def repeated(step, steps, device, also):
+    """A function that gives (seconds per step, also)."""
+
+    def run():
+        start = clock(device)
+        for _ in range(steps):
+            step()
+        return (clock(device) - start) / steps, also
+
+    return run
+
+
 def floor(arch_type, dataset, device, steps, batch_size, amp):
     """The same for (c), without an evaluation."""
     facts = archs.facts(dataset)
@@ -179,15 +191,7 @@ def floor(arch_type, dataset, device, steps, batch_size, amp):
             backward()
         main.update(args, parameters, run_.moments, rate)
 
-    step = main.graphed(step, model, run_)
-
-    def run():
-        start = clock(device)
-        for _ in range(steps):
-            step()
-        return (clock(device) - start) / steps, None
-
-    return run
+    return repeated(main.graphed(step, model, run_), steps, device, None)
 
 
 def nothing(arch_type, dataset, device, steps, batch_size, amp):
@@ -212,15 +216,7 @@ def nothing(arch_type, dataset, device, steps, batch_size, amp):
         for _ in range(kernels):
             number.add_(1)
 
-    step = main.graphed(step, model, run_)
-
-    def run():
-        start = clock(device)
-        for _ in range(steps):
-            step()
-        return (clock(device) - start) / steps, kernels
-
-    return run
+    return repeated(main.graphed(step, model, run_), steps, device, kernels)
 
 
 def product(layer, x, gradient, first, amp):
