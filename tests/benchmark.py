@@ -141,7 +141,7 @@ def usual(arch_type, dataset, device, steps, evaluated, batch_size, amp):
             loss.item()
         middle = clock(device)
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
             for x, y in test:
                 (model(x.to(device)).argmax(1) == y.to(device)).sum().item()
         return (middle - start) / steps, (clock(device) - middle) / evaluated
@@ -278,7 +278,7 @@ def compare(pools, arch_type, dataset, device, batch_size, repeats, amp):
     trained, tested = SIZES[dataset]
     epoch = {name: trained // batch_size * step[name] + tested * each[name] for name in each}
     print(
-        f"{f'{arch_type}/{dataset}':18} {batch_size:5}"
+        f"{f'{arch_type}/{dataset}' + ' amp' * amp:20} {batch_size:5}"
         + "".join(f" {1000 * step[name]:9.3f}" for name in "abc")
         + f" {step['b'] / step['a']:6.1f} {step['a'] / step['c']:6.2f}"
         + f" {epoch['a']:9.2f} {epoch['b']:9.2f} {epoch['b'] / epoch['a']:6.1f} {batch_size / step['a']:9.0f}",
@@ -286,7 +286,7 @@ def compare(pools, arch_type, dataset, device, batch_size, repeats, amp):
     )
     if "empty" in step:
         kernels = results["empty"][0][1]
-        print(f"{'':18} {kernels} empty kernels: {1000 * step['empty']:.3f} ms, (a) {step['a'] / step['empty']:.1f} times that")
+        print(f"{'':20} {kernels} empty kernels: {1000 * step['empty']:.3f} ms, (a) {step['a'] / step['empty']:.1f} times that")
 
 
 ROUND = """
@@ -354,16 +354,15 @@ if __name__ == "__main__":
     device = main.pick_device(0 if args.device == "cuda" else "cpu")
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
     print(f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'':24} {'milliseconds per step':^29} {'ratios':^13} {'seconds per epoch':^26} {'images/s':>9}")
-    print(f"{'network/data':18} batch         a         b         c    b/a    a/c         a         b    b/a")
+    print(f"{'':26} {'milliseconds per step':^29} {'ratios':^13} {'seconds per epoch':^26} {'images/s':>9}")
+    print(f"{'network/data':20} batch         a         b         c    b/a    a/c         a         b    b/a")
     cases = [
         ("fc1", "mnist", 60, False),
         ("lenet5", "mnist", 60, False),
         ("lenet5", "cifar10", 60, False),
         ("resnet18", "cifar10", 60, False),
+        ("resnet18", "cifar10", 512 if args.device == "cuda" else 60, True),
     ]
-    if args.device == "cuda":
-        cases.append(("resnet18", "cifar10", 512, True))
     spawn, gpu = get_context("spawn"), args.device == "cuda"
     settings = {name: (main.pick_device, (0 if gpu else "cpu",)) for name in CONTENDERS if name != "b"}
     pools = {name: ProcessPoolExecutor(1, spawn, *settings.get(name, ())) for name in CONTENDERS}
