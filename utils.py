@@ -150,8 +150,13 @@ def one_line_errors(program):
         status, message = 2, f"error: {error}"
     except Failure as error:
         status, message = 1, f"error: {error}"
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+    except OSError as error:
         status, message = 1, f"error: {type(error).__name__}: {error}"
+    except (MemoryError, RuntimeError) as error:
+        of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not of_memory and "can't allocate memory" not in str(error):  # torch has no type for the CPU's
+            raise
+        status, message = 1, f"error: out of memory, a smaller --batch_size needs less: {error}"
     sys.unraisablehook = lambda _: None  # a file that a full disk left open is tried, in vain, once more at the exit
     with contextlib.suppress(OSError):
         print(f"{program}:", " ".join(message.split()), file=sys.stderr)

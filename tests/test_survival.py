@@ -234,6 +234,25 @@ def test_a_full_disk_costs_nothing_and_the_run_goes_on_when_there_is_space(small
     assert run(args, output_dir=str(small_disk)) == expected
 
 
+def fill_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**45), lambda: np.empty(2**50), fill_a_gpu])
+def test_too_little_memory_is_one_line(allocate, capsys):
+    with pytest.raises(SystemExit) as stop, utils.one_line_errors("main.py"):
+        allocate()
+    assert stop.value.code == 1
+    message = capsys.readouterr().err
+    assert message.startswith("main.py: error: out of memory, a smaller --batch_size needs less: ")
+    assert message.count("\n") == 1
+
+
+def test_errors_of_the_program_itself_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="shapes"), utils.one_line_errors("main.py"):
+        torch.ones(2, 3) @ torch.ones(2, 3)
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(small_args, monkeypatch):
     """Root may write anywhere, so the system's answer is made here."""
     args = small_args(prune_iterations=1, end_iter=1)
