@@ -56,8 +56,7 @@ def main(args):
 
 
 def pick_device(gpu):
-    """The torch.device that `--gpu` names; the CPU where there is no GPU at all. Sets up arithmetic and memory for speed."""
-    utils.keep_freed_memory()
+    """The torch.device that `--gpu` names; the CPU where there is no GPU at all. Sets up its arithmetic for speed."""
     torch.set_flush_denormal(True)  # Adam's moments of weights without gradient get there, and are ten times slower then
     if gpu == "cpu":
         return torch.device("cpu")
@@ -236,6 +235,7 @@ def train(args, model, masks, data, round_, log):
 
     Leaves the final weights in `model`, returns those at best validation.
     """
+    utils.keep_freed_memory()  # not before, as no step could use what loading the data leaves
     examples, device = len(data.train[1]), data.train[1].device
     steps, end = iterations(args, examples)
     begin = args.rewind_iter if round_ else 0  # a rewound network goes on from there

@@ -163,6 +163,7 @@ def repeated(step, steps, device, also):
 
 def floor(arch_type, dataset, device, steps, batch_size, amp):
     """The same for (c), without an evaluation."""
+    main.utils.keep_freed_memory()  # as in (a)
     facts = archs.facts(dataset)
     layers = []
 
