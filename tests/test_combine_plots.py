@@ -1,9 +1,11 @@
-"""combine_plots.py: what it finds, draws, prints and writes."""
+"""combine_plots.py: what it finds, draws, prints and writes; and the figures of a round."""
 
 import csv
 import json
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 import combine_plots
 import utils
@@ -249,3 +251,21 @@ def test_seeds_pruned_by_different_percentages_are_pointed_out(tmp_path, capsys)
     write_curve(tmp_path / "dumps/lt/fc1/mnist/seed1", "lt", [97, 98], percent=30)
     combine(tmp_path)
     assert "the seeds of lt" in capsys.readouterr().err
+
+
+# A round's figure
+
+
+def test_a_rounds_figure_has_its_losses_above_its_accuracies(tmp_path, figures):
+    utils.plot_round(tmp_path / "round.png", [(1, 0.5), (2, 0.3)], [(0.5, 90), (2, 95)])
+    above, below = figures["round.png"]
+    assert (above["label"], above["lines"]) == ("training loss", [([1, 2], [0.5, 0.3])])
+    assert (below["label"], below["lines"]) == ("test accuracy (%)", [([0.5, 2], [90, 95])])
+
+
+def test_a_single_epoch_can_be_seen(tmp_path):
+    utils.plot_round(tmp_path / "round.png", [(1, 0.5)], [(1, 90)])
+    red, _, blue, _ = np.moveaxis(imread(tmp_path / "round.png"), 2, 0)
+    above, below = np.array_split(blue - red > 0.3, 2)
+    assert above.any()
+    assert below.any()
