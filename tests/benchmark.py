@@ -70,8 +70,8 @@ class Timer:
     round = add = checkpoint = checkpoint_due = ignore
 
 
-def ours(arch_type, dataset, device, steps, evaluated, batch_size, amp):
-    """Returns a function that gives (seconds per step, seconds per evaluated example) of (a)."""
+def prepared(arch_type, dataset, device, steps, evaluated, batch_size, amp):
+    """What main.main has before its first round, with random images: (args, data, model, masks)."""
     flags = [f"--dataset={dataset}", f"--arch_type={arch_type}", "--end_iter=1", f"--batch_size={batch_size}"]
     args = main.parse_args(flags + ["--amp"] * amp)
     numbers = iter([random_examples(dataset, steps * batch_size), random_examples(dataset, evaluated)])
@@ -80,7 +80,12 @@ def ours(arch_type, dataset, device, steps, evaluated, batch_size, amp):
         with contextlib.redirect_stdout(None):
             data = main.load_data(args, device)
     model = main.prepare(main.new_model(args, 0), args, device)
-    masks = main.dense_masks(model)
+    return args, data, model, main.dense_masks(model)
+
+
+def ours(arch_type, dataset, device, steps, evaluated, batch_size, amp):
+    """Returns a function that gives (seconds per step, seconds per evaluated example) of (a)."""
+    args, data, model, masks = prepared(arch_type, dataset, device, steps, evaluated, batch_size, amp)
 
     def run():
         spent, evaluate = [], main.evaluate
@@ -197,12 +202,9 @@ def floor(arch_type, dataset, device, steps, batch_size, amp):
 
 def nothing(arch_type, dataset, device, steps, batch_size, amp):
     """The same for a graph of as many kernels as a step of (a) has, which do next to nothing."""
-    args = main.parse_args([f"--dataset={dataset}", f"--arch_type={arch_type}"] + ["--amp"] * amp)
-    images, labels = (tensor.to(device) for tensor in random_examples(dataset, batch_size))
-    data = SimpleNamespace(train=[images, labels], normalize=lambda images: (images - 1.0).div_(2.0))
-    model = main.prepare(main.new_model(args, 0), args, device)
+    args, data, model, masks = prepared(arch_type, dataset, device, 1, 1, batch_size, amp)
     run_ = main.new_run(args, model, 1, device)
-    real = main.make_step(args, model, main.dense_masks(model), data, run_)
+    real = main.make_step(args, model, masks, data, run_)
     for _ in range(3):
         run_.done.zero_()
         real()
@@ -325,7 +327,7 @@ for part, seconds in spent.items():
 print(f"start to first step: {first[0] - float(sys.argv0):.2f} s")
 with open("/proc/self/status") as status:  # ru_maxrss would have the parent's peak
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-print(f"peak memory: {peak / 1024:.0f} MB")
+print(f"peak memory: {peak / 1024:.0f} MiB")
 """
 
 
