@@ -8,7 +8,6 @@ Figure 4 of the paper; and the accuracy while rounds train, as in its Figure 3. 
 range. A table says the same in numbers.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -198,11 +197,7 @@ def plot_training(path, rows, title):
 
 
 def parse_args(argv=None):
-    parser = utils.Parser(
-        description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = utils.Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--arch_type", metavar="NAME", help="this architecture alone (default: all%(default).0s)")
     add("--dataset", metavar="NAME", help="this dataset alone (default: all%(default).0s)")

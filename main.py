@@ -15,12 +15,12 @@ To watch: tensorboard --logdir=runs
 J. Frankle and M. Carbin, "The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks", ICLR 2019.
 """
 
-import argparse
 import bisect
-import itertools
+import copy
 import math
 from collections import Counter
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,22 +37,20 @@ EVAL_BATCH = 500  # small enough for a CPU's caches
 
 def main(args):
     device = pick_device(args.gpu)
-    with utils.Log(args) as log:
-        if log.finished:
+    with utils.Run(args) as run:
+        if run.finished():
             return
         data = load_data(args, device)
-        model = prepare(new_model(args, round_=0), args, device)
-        masks, rates = dense_masks(model), percents(args, model)
-        first = take_up(log.saved, model, masks) if log.saved else 0
-        log.begin(model)
+        state = new_state(args, prepare(new_model(args, round_=0), args, device))
+        rates = percents(args, state.model)
+        run.begin(state, *iterations(args, data))
 
-        for round_ in range(first, args.prune_iterations):
-            if round_ > first:  # the network is neither new nor taken up within a round
-                masks = next_masks(args, model, masks, rates, round_, log)
-                model.load_state_dict(new_model(args, round_).state_dict() if args.prune_type == "reinit" else log.initial)
-                apply_masks(model, masks)
-            best = train(args, model, masks, data, round_, log)
-            log.ticket(round_, model, masks, best)
+        train(args, state, data, run)
+        while state.round + 1 < args.prune_iterations:
+            masks = next_masks(args, state, rates)
+            new = new_model(args, state.round + 1).state_dict() if args.prune_type == "reinit" else state.initial
+            reset(args, state, masks, new)
+            train(args, state, data, run)
 
 
 def pick_device(gpu):
@@ -71,13 +69,28 @@ def pick_device(gpu):
     raise utils.BadInput(f"--gpu={gpu} is not here: {f'0 to {count - 1} are' if count else 'use --gpu=cpu'}")
 
 
+def seeds(count, seed, *key):
+    """`count` seeds for torch that follow from `seed` and `key` (round, epoch) alone; a larger count begins with the same."""
+    return np.random.SeedSequence(seed, spawn_key=key).generate_state(count, np.uint64).tolist()
+
+
 def seed_torch(seed, *key):
     """Make what torch draws next follow from `seed` and `key` (round, epoch) alone, not from what was drawn before."""
-    torch.manual_seed(int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0]))
+    torch.manual_seed(seeds(1, seed, *key)[0])
+
+
+@dataclass
+class Data:
+    """A dataset on the device. Each part is a pair: uint8 images (N, C, H, W) and int64 labels (N,)."""
+
+    train: list
+    val: list  # the test part itself where nothing is held out
+    test: list
+    normalize: Callable  # uint8 images -> float images of mean 0 and standard deviation 1
 
 
 def load_data(args, device):
-    """The dataset on `device`: .train, .val and .test, each uint8 images and int64 labels, and .normalize for the images."""
+    """The dataset on `device`, as Data. Raises BadInput where it is not there or does not go with the settings."""
     facts = archs.facts(args.dataset)
     try:
         images, labels = archs.load(args.dataset, args.data_dir, train=True)
@@ -85,33 +98,29 @@ def load_data(args, device):
     except (OSError, ValueError) as error:
         raise utils.BadInput(error) from error
 
-    val_size = args.val_size
-    train_size = len(labels) - val_size
+    val_size, train_size = args.val_size, len(labels) - args.val_size
     if train_size <= 0:
         raise utils.BadInput(f"--val_size={val_size} leaves nothing of the {len(labels)} training examples to train on")
     if args.batch_size > train_size:
         raise utils.BadInput(f"--batch_size={args.batch_size} is larger than the {train_size} training examples")
-    _, end = iterations(args, train_size)
-    if args.rewind_iter >= end:
-        raise utils.BadInput(f"--rewind_iter={args.rewind_iter} is not within a round, which has {end} iterations")
     seed_torch(args.seed)
     train, val = torch.randperm(len(labels)).split([train_size, val_size])
     if val_size == 0:
         print("--val_size=0: the best epoch is selected on the test set")
 
     mean, std = (255 * torch.tensor(x, device=device).view(-1, 1, 1) for x in (facts.MEAN, facts.STD))
-    test = [tensor.to(device) for tensor in test]
-    return SimpleNamespace(
-        train=[images[train].to(device), labels[train].to(device)],
-        val=[images[val].to(device), labels[val].to(device)] if val_size else test,
-        test=test,
-        normalize=lambda images: images.float().sub_(mean).div_(std),
-    )
+    parts = [(images[train], labels[train]), (images[val], labels[val]), test]
+    train, val, test = ([x.to(device), y.to(device)] for x, y in parts)
+    data = Data(train, val if val_size else test, test, lambda images: images.float().sub_(mean).div_(std))
+    _, end = iterations(args, data)
+    if args.rewind_iter >= end:
+        raise utils.BadInput(f"--rewind_iter={args.rewind_iter} is not within a round, which has {end} iterations")
+    return data
 
 
-def iterations(args, examples):
+def iterations(args, data):
     """The iterations of an epoch, which has full batches only, and those of a round."""
-    steps = examples // args.batch_size
+    steps = len(data.train[1]) // args.batch_size
     return steps, args.max_iter or args.end_iter * steps
 
 
@@ -138,6 +147,23 @@ def prepare(model, args, device):
     return model
 
 
+def new_state(args, model):
+    """A run at its beginning, with the network as it is."""
+    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+    moments, initial = new_moments(args, model), copy.deepcopy(model.state_dict())
+    loss = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+    return utils.State(masks=masks, model=model, initial=initial, best=copy.deepcopy(initial), moments=moments, loss=loss)
+
+
+def new_moments(args, model):
+    """The memory of a fresh optimizer, {name: {parameter name: tensor}}."""
+    zeros = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    if args.optimizer == "sgd":
+        return {"momentum": zeros}
+    steps = {name: torch.zeros((), device=parameter.device) for name, parameter in zeros.items()}
+    return {"average": zeros, "square": copy.deepcopy(zeros), "step": steps}
+
+
 def prunable(model):
     """The weights of the model's convolutions and linear layers, {parameter name: parameter}.
 
@@ -145,11 +171,6 @@ def prunable(model):
     """
     weights = {id(module.weight) for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in weights}
-
-
-def dense_masks(model):
-    """Masks of the unpruned network, {parameter name: bool tensor}, true where a weight survives."""
-    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
 
 
 def prune(weights, masks, percent, scope="layer"):
@@ -178,15 +199,16 @@ def prune(weights, masks, percent, scope="layer"):
     return pruned
 
 
-def next_masks(args, model, masks, rates, round_, log):
-    """The masks of `round_`, from the masks and the trained weights of the round before it, or from another run."""
+def next_masks(args, state, rates):
+    """The masks of the next round, from the masks and the trained weights of this one, or from another run."""
+    round_ = state.round + 1
     if args.masks_from:
-        wanted = log.masks_of(args.masks_from, round_, masks)
+        wanted = utils.read_masks(args, round_, state.masks)
     else:
-        wanted = prune(prunable(model), masks, rates, args.prune_scope)
+        wanted = prune(prunable(state.model), state.masks, rates, args.prune_scope)
     if args.prune_type == "random":
         seed_torch(args.seed, round_, 0)
-        return random_masks(wanted, masks)
+        return random_masks(wanted, state.masks)
     return wanted
 
 
@@ -197,9 +219,7 @@ def percents(args, model):
     found |= {name: args.prune_percent_downsample for name in weights if "downsample" in name.split(".")}
     found |= {list(weights)[-1]: args.prune_percent_output}
     if not any(found.values()):
-        raise utils.BadInput(
-            f"nothing of {args.arch_type} would be pruned, by the percentages of its layers: change one from 0"
-        )
+        raise utils.BadInput(f"nothing of {args.arch_type} would be pruned: the percentages of all its layers are 0")
     return found
 
 
@@ -209,10 +229,22 @@ def random_masks(wanted, masks):
     for name, mask in masks.items():
         survivors = mask.flatten().nonzero().squeeze(1)
         order = torch.randperm(len(survivors)).to(mask.device)  # the same on every device
-        drawn[name] = torch.zeros_like(mask).flatten()
-        drawn[name][survivors[order[: int(wanted[name].sum())]]] = True
-        drawn[name] = drawn[name].view_as(mask)
+        chosen = survivors[order[: int(wanted[name].sum())]]
+        drawn[name] = torch.zeros_like(mask).flatten().index_fill(0, chosen, True).view_as(mask)
     return drawn
+
+
+def reset(args, state, masks, weights):
+    """Begin the next round: all that the network holds as in the state dict `weights`, under `masks`, a fresh optimizer."""
+    state.round += 1
+    state.iteration = args.rewind_iter  # a rewound network goes on from there
+    state.seconds = 0.0
+    state.rows.append([])
+    utils.fill(state.masks, masks)
+    state.model.load_state_dict(weights)
+    apply_masks(state.model, state.masks)
+    utils.fill(state.moments, new_moments(args, state.model))
+    state.loss.zero_()
 
 
 @torch.no_grad()
@@ -221,76 +253,37 @@ def apply_masks(model, masks):
         weight.masked_fill_(~masks[name], 0)
 
 
-def take_up(saved, model, masks):
-    """Put the model and the masks where a checkpoint says that they were; returns the round."""
-    with utils.fitting():
-        model.load_state_dict(saved["model"])
-        for name, mask in masks.items():
-            mask.copy_(saved["masks"][name])
-    return saved["round"]
-
-
-def train(args, model, masks, data, round_, log):
-    """Train for one round, evaluating as it goes, from its beginning or from where the log's checkpoint left it.
-
-    Leaves the final weights in `model`, returns those at best validation.
-    """
+def train(args, state, data, run):
+    """Train from where `state` is to the end of its round, measuring as it goes, and write what the round leaves."""
     utils.keep_freed_memory()  # not before, as no step could use what loading the data leaves
-    examples, device = len(data.train[1]), data.train[1].device
-    steps, end = iterations(args, examples)
-    begin = args.rewind_iter if round_ else 0  # a rewound network goes on from there
-    run = new_run(args, model, steps, device)
-    start, best, best_accuracy = begin, None, -1
-    saved = log.round(round_, masks, steps, begin, end)
-    if saved:
-        start, best, best_accuracy = (saved[name] for name in ("iteration", "best", "best_accuracy"))
-        with utils.fitting():
-            for name, tensors in run.moments.items():
-                for tensor, value in zip(tensors, saved["moments"][name], strict=True):
-                    tensor.copy_(value)
-    model.train()
-    step = graphed(make_step(args, model, masks, data, run), model, run)
+    steps, end = iterations(args, data)
+    start, device = state.iteration, data.train[1].device
+    random = torch.cuda.default_generators[torch.cuda.current_device()] if device.type == "cuda" else torch.default_generator
+    epoch = Epoch(args, steps, device)
+    step = graphed(make_step(args, state, data, epoch), state, epoch)
+    state.model.train()
+    with utils.Log(args, state, steps, end) as log:
+        while state.iteration < end:
+            index = state.iteration % steps
+            if index == 0 or state.iteration == start:
+                epoch.begin(args, state, len(data.train[1]))
+            random.manual_seed(epoch.seeds[index])
+            step()
+            state.iteration += 1
+            log.tick()
 
-    for iteration in range(start + 1, end + 1):
-        epoch, index = (iteration - 1) // steps + 1, (iteration - 1) % steps
-        if index == 0 or iteration == start + 1:
-            begin_epoch(args, run, examples, round_, epoch, index)
-            if index and saved:
-                run.loss.copy_(saved["loss"])
-                if device.type in saved["random"]:  # the checkpoint may be of another device
-                    run.random.set_rng_state(saved["random"][device.type])
-        step()
-        log.bar.update()
-
-        # A step waits for nothing on the device; what follows does, when there is something to do.
-        if round_ == 0 and iteration == args.rewind_iter:
-            log.keep(model)
-        epoch_ends, measured = index + 1 == steps or iteration == end, evaluation_due(args, iteration, steps, end)
-        if epoch_ends or measured:
-            loss = run.loss.item() / min(index + 1, iteration - begin)
-            row = {"epoch": epoch, "iteration": iteration, "train_loss": loss} | (measure(model, data) if measured else {})
-            if not math.isfinite(loss + row.get("val_loss", 0)):
-                raise utils.Failure(
-                    f"the loss is not finite in round {round_}, epoch {epoch} of seed {args.seed}: "
-                    f"start anew with a lower --lr than {args.lr}, and --overwrite or another --output_dir"
-                )
-            if measured and row["val_accuracy"] > best_accuracy:
-                best, best_accuracy = utils.copy_state(model), row["val_accuracy"]
-            log.add(row, measured, epoch_ends)
-            model.train()
-        if iteration == end or log.checkpoint_due():
-            log.checkpoint(
-                round=round_,
-                iteration=iteration,
-                model=model.state_dict(),
-                masks=masks,
-                moments=run.moments,
-                loss=run.loss,
-                random={device.type: run.random.get_rng_state()},
-                best=best,
-                best_accuracy=best_accuracy,
-            )
-    return best
+            # A step waits for nothing on the device; what follows does, when there is something to do.
+            if state.round == 0 and state.iteration == args.rewind_iter:
+                utils.fill(state.initial, state.model.state_dict())
+                utils.save_checkpoint(run.files.initial, state.initial)
+            due = evaluation_due(args, state.iteration, steps, end)
+            if due or index + 1 == steps:
+                row = log.add(**measure(args, state, data, steps, due))
+                if utils.best(state.rows[-1]) is row:
+                    utils.fill(state.best, state.model.state_dict())
+            run.checkpoint(state, now=state.iteration == end)
+        utils.end_round(args, state, log)
+    run.checkpoint(state)  # where a signal came since
 
 
 def evaluation_due(args, iteration, steps, end):
@@ -299,37 +292,27 @@ def evaluation_due(args, iteration, steps, end):
     return at_epoch or at_iteration or iteration == end
 
 
-def new_run(args, model, steps, device):
-    """What a round's steps read and write besides the model.
+class Epoch:
+    """What the steps of an epoch read. The tensors stay where they are, for a CUDA graph."""
 
-    .batches (steps, batch size) has the numbers of an epoch's examples, .rates (steps,) its learning rates, .done counts
-    its steps, .loss adds up their losses, .moments is the optimizer's memory, {name: [tensor for each parameter]}; .random is
-    where the device's random numbers come from.
-    """
-    parameters = list(model.parameters())
-    names = ["average", "square"] if args.optimizer == "adam" else ["momentum"]
-    moments = {name: [torch.zeros_like(parameter) for parameter in parameters] for name in names}
-    if args.optimizer == "adam":
-        moments["step"] = [torch.zeros((), device=device) for _ in parameters]
-    return SimpleNamespace(
-        batches=torch.zeros(steps, args.batch_size, dtype=torch.int64, device=device),
-        rates=torch.zeros(steps, dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device),
-        done=torch.zeros(1, dtype=torch.int64, device=device),
-        loss=torch.zeros((), dtype=torch.float64, device=device),
-        moments=moments,
-        random=torch.cuda if device.type == "cuda" else torch,
-    )
+    def __init__(self, args, steps, device):
+        self.batches = torch.zeros(steps, args.batch_size, dtype=torch.int64, device=device)  # the numbers of the examples
+        self.rates = torch.zeros(steps, dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
+        self.done = torch.zeros(1, dtype=torch.int64, device=device)  # how many of the steps
+        self.seeds = [0] * steps  # of what is random in each
 
-
-def begin_epoch(args, run, examples, round_, epoch, index):
-    """Set what is random in an epoch, and its tables, for a beginning at its step `index`."""
-    seed_torch(args.seed, round_, epoch)
-    order = torch.randperm(examples)  # the same on every device; its last, incomplete batch is left out
-    steps = len(run.rates)
-    run.batches.copy_(order[: run.batches.numel()].view_as(run.batches))
-    run.rates.copy_(torch.tensor([learning_rate(args, (epoch - 1) * steps + i) for i in range(steps)], dtype=torch.float64))
-    run.done.fill_(index)
-    run.loss.zero_()
+    def begin(self, args, state, examples):
+        """Set what is random, and the learning rates, in the epoch that `state` is in, or is about to begin."""
+        steps = len(self.seeds)
+        number, index = divmod(state.iteration, steps)
+        of_order, *self.seeds = seeds(1 + steps, args.seed, state.round, number + 1)
+        torch.manual_seed(of_order)
+        order = torch.randperm(examples)  # the same on every device; its last, incomplete batch is left out
+        self.batches.copy_(order[: self.batches.numel()].view_as(self.batches))
+        self.rates.copy_(torch.tensor([learning_rate(args, number * steps + i) for i in range(steps)], dtype=torch.float64))
+        self.done.fill_(index)
+        if index == 0:
+            state.loss.zero_()
 
 
 def learning_rate(args, iteration):
@@ -338,14 +321,15 @@ def learning_rate(args, iteration):
     return args.lr * warmup * args.lr_gamma ** bisect.bisect(args.lr_milestones, iteration)
 
 
-def make_step(args, model, masks, data, run):
+def make_step(args, state, data, epoch):
     """A function that does one iteration, all of it on the device, so that it can be captured once and replayed."""
     images, labels = data.train
-    parameters = list(model.parameters())
-    kept = [(weight, torch.empty_like(weight).copy_(masks[name])) for name, weight in prunable(model).items()]
+    model, parameters = state.model, list(state.model.parameters())
+    moments = {name: list(tensors.values()) for name, tensors in state.moments.items()}
+    kept = [(weight, torch.empty_like(weight).copy_(state.masks[name])) for name, weight in prunable(model).items()]
 
     def step():
-        batch = run.batches.index_select(0, run.done).squeeze(0)
+        batch = epoch.batches.index_select(0, epoch.done).squeeze(0)
         x = images.index_select(0, batch)
         logits = model(data.normalize(augment(x) if args.augment else x))
         loss = F.cross_entropy(logits.float(), labels.index_select(0, batch))
@@ -353,11 +337,11 @@ def make_step(args, model, masks, data, run):
             parameter.grad = None
         loss.backward()
         with torch.no_grad():
-            update(args, parameters, run.moments, run.rates.index_select(0, run.done).squeeze(0))
+            update(args, parameters, moments, epoch.rates.index_select(0, epoch.done).squeeze(0))
             for weight, mask in kept:  # momentum and weight decay would bring pruned weights back
                 weight.mul_(mask)
-        run.loss.add_(loss.detach())
-        run.done.add_(1)
+        state.loss.add_(loss.detach())
+        epoch.done.add_(1)
 
     return step
 
@@ -372,9 +356,8 @@ def update(args, parameters, moments, lr):
     if args.optimizer == "sgd":
         sgd(parameters, gradients, moments["momentum"], momentum=args.momentum, dampening=0, nesterov=False, **settings)
     else:
-        averages, squares, steps = moments["average"], moments["square"], moments["step"]
         constants = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False}
-        adam(parameters, gradients, averages, squares, [], steps, **constants, **settings)
+        adam(parameters, gradients, moments["average"], moments["square"], [], moments["step"], **constants, **settings)
 
 
 def augment(images):
@@ -389,20 +372,19 @@ def augment(images):
     return pixels[examples, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
 
-def graphed(step, model, run):
+def graphed(step, state, epoch):
     """On a GPU, `step` captured once as a CUDA graph, which is replayed without work for the host; elsewhere `step` itself.
 
     Before a capture come some steps for real. What they change is put back.
     """
-    if not run.done.is_cuda:
+    if not epoch.done.is_cuda:
         return step
-    changed = [run.done, run.loss, *model.state_dict().values(), *itertools.chain(*run.moments.values())]
-    before = [tensor.clone() for tensor in changed]
+    before = utils.copied(vars(state))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            run.done.zero_()
+            epoch.done.zero_()
             step()
     torch.cuda.current_stream().wait_stream(stream)
     try:
@@ -415,21 +397,29 @@ def graphed(step, model, run):
     except RuntimeError as error:
         print(f"no CUDA graph, each step is launched anew: {str(error).splitlines()[0]}")
         torch.cuda.synchronize()
-    for tensor, value in zip(changed, before, strict=True):
-        tensor.copy_(value)
+    utils.fill(vars(state), before)
     return step
 
 
-def measure(model, data):
-    """An evaluation's part of a row of the log."""
-    val_loss, val_accuracy = evaluate(model, data.val, data.normalize)
-    test_accuracy = val_accuracy if data.val is data.test else evaluate(model, data.test, data.normalize)[1]
-    return {"val_loss": val_loss, "val_accuracy": val_accuracy, "test_accuracy": test_accuracy}
+def measure(args, state, data, steps, due):
+    """What a row of the log says: the epoch's mean training loss so far and, where one is due, an evaluation."""
+    begin = args.rewind_iter if state.round else 0
+    found = {"train_loss": state.loss.item() / min((state.iteration - 1) % steps + 1, state.iteration - begin)}
+    if due:
+        val_loss, val_accuracy = evaluate(state.model, data.val, data.normalize)
+        test_accuracy = val_accuracy if data.val is data.test else evaluate(state.model, data.test, data.normalize)[1]
+        state.model.train()
+        found |= {"val_loss": val_loss, "val_accuracy": val_accuracy, "test_accuracy": test_accuracy}
+    if not math.isfinite(found["train_loss"] + found.get("val_loss", 0)):
+        where = f"round {state.round}, epoch {math.ceil(state.iteration / steps)} of seed {args.seed}"
+        advice = f"start anew with a lower --lr than {args.lr}, and --overwrite or another --output_dir"
+        raise utils.Failure(f"the loss is not finite in {where}: {advice}")
+    return found
 
 
 @torch.no_grad()
 def evaluate(model, examples, normalize):
-    """Mean loss and accuracy (percent) of `model` over all `examples`, in eval mode."""
+    """Mean loss and accuracy (percent) of `model` over all `examples`, in eval mode, which it is left in."""
     model.eval()
     images, labels = examples
     loss, correct = torch.zeros(2, dtype=torch.float64, device=labels.device)
@@ -442,12 +432,8 @@ def evaluate(model, examples, normalize):
 
 
 def parse_args(argv=None):
-    parser = utils.Parser(
-        description=__doc__.split("\n\n")[0],
-        epilog="Example: %(prog)s --dataset=digits --prune_percent=20 --prune_iterations=16 --end_iter=20",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    example = "Example: %(prog)s --dataset=digits --prune_percent=20 --prune_iterations=16 --end_iter=20"
+    parser = utils.Parser(description=__doc__.split("\n\n")[0], epilog=example)
     number = utils.number
     count = number(int, "a whole number above 0", lambda value: value > 0)
     seed = number(int, "a whole number from 0 to 2**64 - 1", lambda value: 0 <= value < 2**64)
@@ -457,10 +443,10 @@ def parse_args(argv=None):
     decay = number(float, "a finite number, 0 or more", lambda value: value >= 0)
     momentum = number(float, "a number from 0 to 1, which is excluded", lambda value: 0 <= value < 1)
     size = number(int, "a whole number, 0 or more", lambda value: value >= 0)
+    index = number(int, "the index of a GPU, or cpu", lambda value: value >= 0)
     milestones = utils.numbers("whole numbers above 0 with commas between them", lambda value: value > 0)
 
-    group = parser.add_argument_group("experiment")
-    add = group.add_argument
+    add = parser.add_argument_group("experiment").add_argument
     add("--prune_type", default="lt", choices=utils.PRUNE_TYPES, help="lt: reset the survivors to the original weights;"
         " reinit: to new ones; random: to the original ones, but let chance choose the survivors")  # fmt: skip
     add("--dataset", default="mnist", choices=archs.datasets(), help="digits comes with the code")
@@ -468,23 +454,18 @@ def parse_args(argv=None):
     add("--seed", default=0, type=seed, metavar="N", help="decides everything random")
     add("--trials", default=1, type=count, metavar="N", help="run so many seeds, from --seed on")
 
-    group = parser.add_argument_group("pruning")
-    add = group.add_argument
+    add = parser.add_argument_group("pruning").add_argument
     add("--prune_percent", default=10.0, type=percent, metavar="P", help="percent of the surviving weights pruned per round")
-    add("--prune_percent_conv", type=share, metavar="P", help="the same for convolutions; 0 leaves them dense"
-        " (default: --prune_percent%(default).0s)")  # fmt: skip
-    add("--prune_percent_downsample", type=share, metavar="P", help="the same for the convolutions on the shortcuts of residual"
-        " networks (default: --prune_percent_conv%(default).0s)")  # fmt: skip
-    add("--prune_percent_output", type=share, metavar="P", help="the same for the last layer"
-        " (default: --prune_percent%(default).0s)")  # fmt: skip
+    add("--prune_percent_conv", type=share, metavar="P", help="of convolutions (default: --prune_percent%(default).0s)")
+    add("--prune_percent_downsample", type=share, metavar="P", help="of the convolutions on the shortcuts of residual networks"
+        " (default: --prune_percent_conv%(default).0s)")  # fmt: skip
+    add("--prune_percent_output", type=share, metavar="P", help="of the last layer (default: --prune_percent%(default).0s)")
     add("--prune_iterations", default=35, type=count, metavar="N", help="rounds, the first of them dense")
     add("--prune_scope", default="layer", choices=["layer", "global"], help="prune within each layer or over all together")
-    add("--masks_from", choices=["lt"], help="prune as the lt run of the same seed did, round by round"
-        " (default: none%(default).0s)")  # fmt: skip
+    add("--masks_from", choices=["lt"], help="prune as the seed's lt run did, round by round (default: none%(default).0s)")
     add("--rewind_iter", default=0, type=size, metavar="K", help="reset to the weights after K iterations of the first round")
 
-    group = parser.add_argument_group("training")
-    add = group.add_argument
+    add = parser.add_argument_group("training").add_argument
     add("--optimizer", default="adam", choices=["adam", "sgd"], help="with torch's usual constants")
     add("--lr", default=1.2e-3, type=rate, metavar="X", help="learning rate")
     add("--momentum", default=0.9, type=momentum, metavar="X", help="SGD's momentum")
@@ -502,9 +483,8 @@ def parse_args(argv=None):
     add("--valid_freq", default=1, type=count, metavar="N", help="epochs between evaluations")
     add("--eval_iter", default=0, type=size, metavar="N", help="evaluate every N iterations as well; 0 for none")
 
-    group = parser.add_argument_group("machine")
-    add = group.add_argument
-    add("--gpu", default=0, type=gpu, metavar="N", help="index of the GPU, or cpu")
+    add = parser.add_argument_group("machine").add_argument
+    add("--gpu", default=0, type=lambda text: text if text == "cpu" else index(text), metavar="N", help="a GPU's index, or cpu")
     add("--amp", action="store_true", help="bfloat16 in the forward pass")
     add("--data_dir", default="data", type=utils.folder, metavar="DIR", help="where datasets are, or are downloaded to")
     add("--output_dir", default=".", type=utils.folder, metavar="DIR", help="where results go")
@@ -528,11 +508,6 @@ def parse_args(argv=None):
             setattr(args, f"prune_percent_{name}", getattr(args, f"prune_{above}"))
     args.lr_milestones.sort()
     return args
-
-
-def gpu(text):
-    """The type of `--gpu`: "cpu" or an index."""
-    return text if text == "cpu" else utils.number(int, "the index of a GPU, or cpu", lambda value: value >= 0)(text)
 
 
 if __name__ == "__main__":

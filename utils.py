@@ -1,4 +1,4 @@
-"""What the science does not need to show: files, logs, tables and figures."""
+"""What the science does not need to show: the state of a run, its checkpoints, logs, tables and figures."""
 
 import argparse
 import contextlib
@@ -11,8 +11,8 @@ import signal
 import sys
 import time
 import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -22,33 +22,14 @@ from matplotlib.ticker import FormatStrFormatter, NullLocator
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
+from torch import nn
 from tqdm import tqdm
 
 PRUNE_TYPES = ("lt", "reinit", "random")
-LAST = "compression.dat"  # written after everything else of a round
-PER_ROUND = ("bestaccuracy.dat", "finalaccuracy.dat", "earlystop.dat", "earlystopaccuracy.dat", LAST)  # one value a round
 # Settings that may change from one start of a run to the next.
 FREE_SETTINGS = {"prune_iterations", "trials", "gpu", "data_dir", "output_dir", "overwrite", "print_freq"}
 CHECKPOINT_SECONDS = 20
-HISTOGRAM_BINS = 64
-CHECKPOINT = {  # what is in one
-    "round": int,
-    "iteration": int,
-    "model": dict,
-    "masks": dict,
-    "moments": dict,
-    "loss": torch.Tensor,
-    "random": dict,
-    "best": (dict, type(None)),
-    "best_accuracy": (int, float),
-    "rows": list,
-    "losses": list,
-    "accuracies": list,
-    "arrays": dict,
-    "log_size": int,
-    "seconds": float,
-    "args": dict,
-}
+ANEW = "Choose another --output_dir or --seed, or start anew with --overwrite"
 
 
 class BadInput(Exception):
@@ -72,7 +53,10 @@ class Stopped(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors take one line."""
+    """An ArgumentParser whose help has the defaults, and whose errors take one line."""
+
+    def __init__(self, **options):
+        super().__init__(**options, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -109,10 +93,8 @@ def trials(args):
 
     The processes of a machine share its cores, or take its GPUs in turn.
     """
-    rank, processes, place, neighbours = (
-        int(os.environ.get(name, default))
-        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
-    )
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    rank, processes, place, neighbours = (int(os.environ.get(name, default)) for name, default in alone.items())
     if neighbours > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
@@ -146,10 +128,8 @@ def one_line_errors(program):
         status, message = 128 + stop.signal, f"stopped: {stop}"
     except KeyboardInterrupt:
         status, message = 130, "stopped"
-    except BadInput as error:
-        status, message = 2, f"error: {error}"
-    except Failure as error:
-        status, message = 1, f"error: {error}"
+    except (BadInput, Failure) as error:
+        status, message = 2 if isinstance(error, BadInput) else 1, f"error: {error}"
     except OSError as error:
         status, message = 1, f"error: {type(error).__name__}: {error}"
     except (MemoryError, RuntimeError) as error:
@@ -163,19 +143,138 @@ def one_line_errors(program):
     sys.exit(status)
 
 
+# The state of a run
+
+
+@dataclass(kw_only=True)
+class State:
+    """Where a run is. A checkpoint holds this, and nothing else lasts from one step to the next."""
+
+    round: int = 0
+    iteration: int = 0  # of the round
+    seconds: float = 0.0  # that the round has taken
+    rows: list = field(default_factory=lambda: [[]])  # for each round, a dict for each evaluation and each epoch's end
+    masks: dict  # {parameter name: bool tensor}, true where a weight survives
+    model: nn.Module
+    initial: dict  # the state dict to which survivors are reset
+    best: dict  # the state dict at the round's best validation accuracy
+    moments: dict  # the optimizer's memory, {name: {parameter name: tensor}}
+    loss: torch.Tensor  # float64 (), the sum over the epoch's steps
+
+
+def copied(live):
+    """A copy on the CPU of nested dicts and lists of tensors, networks and plain values; a network becomes its state dict."""
+    if isinstance(live, nn.Module):
+        live = live.state_dict()
+    if isinstance(live, dict):
+        return {key: copied(value) for key, value in live.items()}
+    if isinstance(live, list):
+        return [copied(value) for value in live]
+    return live.to("cpu", copy=True) if isinstance(live, torch.Tensor) else live
+
+
+def fill(live, saved):
+    """Put back what was `copied` into the nested dicts `live`: tensors and networks in place, all else by assignment."""
+    for key, value in live.items():
+        if isinstance(value, dict):
+            fill(value, saved[key])
+        elif isinstance(value, torch.Tensor):
+            value.copy_(saved[key])
+        elif isinstance(value, nn.Module):
+            value.load_state_dict(saved[key])
+        else:
+            live[key] = saved[key]
+
+
+def alike(live, saved):
+    """Whether `saved` has the keys, shapes and types to `fill` `live`."""
+    if isinstance(live, nn.Module):
+        live = live.state_dict()
+    if isinstance(live, dict):
+        return isinstance(saved, dict) and live.keys() == saved.keys() and all(alike(live[key], saved[key]) for key in live)
+    if isinstance(live, torch.Tensor):
+        return isinstance(saved, torch.Tensor) and (live.shape, live.dtype) == (saved.shape, saved.dtype)
+    return type(live) is type(saved)
+
+
+def evaluations(rows):
+    """Those of a round's rows that have an evaluation."""
+    return [row for row in rows if "val_loss" in row]
+
+
+def best(rows):
+    """The evaluation of best validation accuracy, the first of equals; None where there is none yet."""
+    return max(evaluations(rows), key=lambda row: row["val_accuracy"], default=None)
+
+
+def ticket(rows):
+    """What the arrays say of a round, {name: value}; by the length of the last, which is written last, a round is finished."""
+    early = min(evaluations(rows), key=lambda row: row["val_loss"])
+    return {
+        "bestaccuracy": best(rows)["test_accuracy"],
+        "finalaccuracy": rows[-1]["test_accuracy"],
+        "earlystop": early["iteration"],
+        "earlystopaccuracy": early["test_accuracy"],
+        "compression": rows[-1]["weights_remaining"],
+    }
+
+
+def by_epoch(rows, name):
+    """A column of a round's rows at the ends of its epochs, from the first; NaN where it was not measured."""
+    values = {row["epoch"]: row.get(name, math.nan) for row in rows}  # of an epoch's rows, the last is that of its end
+    return [values.get(epoch, math.nan) for epoch in range(1, rows[-1]["epoch"] + 1)]
+
+
+def consistent(saved, steps, end):
+    """Whether a saved state's rows lead to where it is, in rounds of `end` iterations with `steps` in an epoch."""
+    try:
+        *finished, here = saved["rows"]
+        for rows in saved["rows"] if saved["iteration"] == end else finished:
+            ticket(rows)
+        done = [row["iteration"] for row in here if row["epoch"] == math.ceil(row["iteration"] / steps)]
+        return len(done) == len(here) and len(finished) == saved["round"] and max([0, *done]) <= saved["iteration"] <= end
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+
+
 # Files
 
 
-def folders(args):
-    """Where the results of a run go, by the kind of file."""
-    root = Path(args.output_dir)
-    place = Path(args.arch_type, args.dataset, f"seed{args.seed}" if args.seed else "")
-    return SimpleNamespace(
-        dumps=root / "dumps" / "lt" / place,
-        saves=root / "saves" / place,
-        plots=root / "plots" / "lt" / place,
-        runs=root / "runs" / place / args.prune_type,
-    )
+class Files:
+    """Where everything that a run leaves is."""
+
+    def __init__(self, args, prune_type=None):
+        root, self.kind = Path(args.output_dir), prune_type or args.prune_type
+        place = Path(args.arch_type, args.dataset, f"seed{args.seed}" if args.seed else "")
+        self.dumps, self.saves, self.plots = (root / folder / place for folder in ("dumps/lt", "saves", "plots/lt"))
+        self.runs = root / "runs" / place / self.kind
+        self.log = self.dumps / f"{self.kind}_log.jsonl"
+        self.lock = self.saves / f".{self.kind}.lock"
+        self.initial, self.checkpoint, self.before = (
+            self.saves / f"{name}_{self.kind}.pth.tar" for name in ("initial_state_dict", "checkpoint", "checkpoint_before")
+        )
+
+    def ticket(self, round_):
+        return self.saves / f"{round_}_model_{self.kind}.pth.tar"
+
+    def array(self, name):
+        return self.dumps / f"{self.kind}_{name}.dat"
+
+    def figure(self, name):
+        return self.plots / f"{self.kind}_{name}.png"
+
+    def rounds(self):
+        """How many rounds are finished, by the array that is written last."""
+        with contextlib.suppress(BadInput):
+            return len(read_array(self.array("compression")))
+        return 0
+
+    def results(self):
+        """The results there are, checkpoints first: what is left without them cannot be mistaken for a run to go on with."""
+        yield from filter(Path.exists, (self.checkpoint, self.before))
+        yield from self.dumps.glob(f"{self.kind}_*")
+        yield from self.plots.glob(f"{self.kind}_*")
+        yield from self.saves.glob(f"[0-9]*_model_{self.kind}.pth.tar")
 
 
 def write(path, save, before=None):
@@ -215,30 +314,17 @@ def read_array(path):
     return values
 
 
-def copy_state(model):
-    """A copy of everything the model holds, which training cannot touch."""
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
 def save_checkpoint(path, content, before=None):
-    """Save nested dicts of tensors and plain values so that torch.load(path, weights_only=True) reads them anywhere."""
-
-    def to_cpu(value):
-        if isinstance(value, dict):
-            return {key: to_cpu(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [to_cpu(item) for item in value]
-        return value.cpu() if isinstance(value, torch.Tensor) else value
-
+    """Save what can be `copied` so that torch.load(path, weights_only=True) reads it anywhere."""
     buffer = io.BytesIO()  # on a full disk, torch.save to a file loses the system's error and raises one of its own
-    torch.save(to_cpu(content), buffer)
+    torch.save(copied(content), buffer)
     write(path, lambda file: file.write(buffer.getbuffer()), before)
 
 
 def load_checkpoint(path, types):
     """What `save_checkpoint` saved, on the CPU: a dict with values of these types, {key: type}. Nothing in it is executed.
 
-    Raises FileNotFoundError, or BadInput where the file is damaged by its checksums or is something else.
+    Raises BadInput where there is none, or it is damaged by its checksums, or something else.
     """
     try:
         with zipfile.ZipFile(path) as file:  # which torch.save writes, with a CRC-32 of every part, which torch.load ignores
@@ -247,404 +333,255 @@ def load_checkpoint(path, types):
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not all(isinstance(content.get(key), types[key]) for key in types):
             raise BadInput("it is not a checkpoint of this version of the program")
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} is gone") from error
     except Exception as error:  # zipfile and torch raise a dozen kinds for damaged files
         raise BadInput(f"{path} is damaged ({' '.join(str(error).split())[:100]})") from error
     return content
 
 
-def check_contents(path, saved):
-    """Raise BadInput where the parts of a run's checkpoint have the right types, but hold something else than a run's."""
-    keys = {"round", "epoch", "iteration", "train_loss", "val_loss", "val_accuracy", "test_accuracy"}
-    rounds, rows = saved["round"], saved["rows"]
-    lists = [(saved["losses"], len(saved["accuracies"])), (saved["accuracies"], len(saved["losses"]))]
-    lists += [(saved["arrays"].get(name), rounds) for name in PER_ROUND]
-    good = (
-        min(rounds, saved["iteration"], saved["log_size"]) >= 0
-        and all(isinstance(values, list) and len(values) == n for values, n in lists)
-        and all(isinstance(value, (int, float)) for values, _ in lists for value in values)
-        and all(isinstance(row, dict) and keys <= row.keys() for row in rows)
-        and bool(rows) == (saved["best"] is not None)
-        and saved["loss"].numel() == 1
-        and all(isinstance(state, torch.Tensor) for state in saved["random"].values())
-    )
-    if not good:
-        raise BadInput(f"{path} is damaged (it holds no run's state)")
-
-
-@contextlib.contextmanager
-def fitting():
-    """Say in one line that what a checkpoint holds does not fit the network that is to take it up."""
+def read_masks(args, round_, masks):
+    """The masks that the run of another prune type, `args.masks_from`, had in a round; `masks` are such as are wanted."""
+    path = Files(args, args.masks_from).ticket(round_)
+    again = f"run the same with --prune_type={args.masks_from}, without --masks_from and with --overwrite"
     try:
-        yield
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise BadInput("the results there are of another network than this: start anew with --overwrite") from error
+        found = load_checkpoint(path, {"masks": dict, "args": dict})
+    except BadInput as error:
+        raise BadInput(f"{error}: {again}") from error
+    if not alike(masks, found["masks"]):
+        raise BadInput(f"{path} has the masks of another network: {again}")
+    if other := difference(args, found["args"], {"prune_type", "masks_from", "rewind_iter"}):
+        raise BadInput(f"{path} was made with {other}: give the {args.masks_from} run's settings, or {again}")
+    return found["masks"]
 
 
-# A run's log
+def check_masks_from(args):
+    """Raise BadInput where the run whose masks are wanted has fewer rounds than this one is to have."""
+    files, kind, rounds = Files(args, args.masks_from), args.masks_from, args.prune_iterations
+    if (found := files.rounds()) < rounds:
+        short = f"--masks_from={kind} needs the masks of {rounds} rounds, and {files.dumps} has {found}"
+        raise BadInput(f"{short}: first run the same with --prune_type={kind} and without --masks_from")
 
 
-class Events:
-    """A TensorBoard event file, through tensorboardX.
-
-    Not through its SummaryWriter, whose thread dies on a full disk and then blocks the run that feeds it.
-    """
-
-    def __init__(self, folder, round_):
-        self.writer = EventsWriter(str(folder / "events"), f".round{round_:03}")
-
-    def add(self, content, step):
-        self.writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=content))
-
-    def flush(self):
-        self.writer.flush()
+def difference(args, others, free=()):
+    """The first setting in which a run differs from `others`, in words; None where only those differ that may."""
+    bound = {name: value for name, value in vars(args).items() if name not in FREE_SETTINGS.union(free)}
+    found = (f"{others.get(name)} for --{name}, not {value}" for name, value in bound.items() if value != others.get(name))
+    return next(found, None)
 
 
-class Log:
-    """Everything that a run leaves behind: progress, tables, logs, arrays, checkpoints, figures, TensorBoard events.
+def title(args, round_):
+    return f"round {round_}" + (f" of seed {args.seed}" if args.trials > 1 else "")
 
-    It holds the run's lock, and once the run has begun, SIGINT and SIGTERM end the step and write a checkpoint.
+
+class Run:
+    """A run's hold on its files: the lock, the checkpoints, and the signals that end it.
+
+    Once it has begun, SIGINT and SIGTERM end the step under way and write a checkpoint.
     """
 
     def __init__(self, args):
-        self.args, self.folders = args, folders(args)
-        self.bar = self.events = self.stop = None
-        self.handlers = {}
-        self.log_path = self._path(self.folders.dumps, "log.jsonl")
-        self.initial_path, self.checkpoint_path, self.before_path = (
-            self.folders.saves / f"{name}_{args.prune_type}.pth.tar"
-            for name in ("initial_state_dict", "checkpoint", "checkpoint_before")
-        )
-        try:
-            self.folders.saves.mkdir(parents=True, exist_ok=True)
-            self.lock = FileLock(self.folders.saves / f".{args.prune_type}.lock", blocking=False)
-            self.lock.acquire()
-        except Timeout as error:
-            raise BadInput(f"another process is at work on this run in {self.folders.saves}") from error
-        except OSError as error:
-            raise BadInput(f"--output_dir={args.output_dir} cannot be used: {error}") from error
-        try:
-            self.saved = None if args.overwrite else self._load()
-            self._compare_settings()
-        except BadInput:
-            self.lock.release()
-            raise
-        self.arrays = self.saved["arrays"] if self.saved else {name: [] for name in PER_ROUND}
+        self.args, self.files = args, Files(args)
+        self.lock = FileLock(self.files.lock, blocking=False)
+        self.saved = None  # the checkpoint to take the run up from
+        self.stop, self.handlers = None, {}  # the number of the signal that came; what signals did before
+        self.saved_at = time.monotonic()
 
     def __enter__(self):
+        try:
+            self.files.saves.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire()
+        except Timeout as error:
+            raise BadInput(f"another process is at work on this run in {self.files.saves}") from error
+        except OSError as error:
+            raise BadInput(f"--output_dir={self.args.output_dir} cannot be used: {error}") from error
         return self
 
     def __exit__(self, *error):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        if self.bar is not None:
-            self.bar.close()
         self.lock.release()
+
+    def finished(self):
+        """Whether there is nothing to do, which is said. Finds the checkpoint that there may be to go on from."""
+        self.saved = None if self.args.overwrite else self._newest()
+        rounds = self.args.prune_iterations
+        finished = self.saved is not None and self.files.rounds() >= rounds
+        if finished:
+            print(f"finished: {self.files.dumps} has all {rounds} rounds; a larger --prune_iterations adds more")
+        return finished
+
+    def _newest(self):
+        """The newest good checkpoint, which has to be of a run with these settings; None where there are no results yet."""
+        damage = None
+        for path in filter(Path.exists, (self.files.checkpoint, self.files.before)):
+            try:
+                saved = load_checkpoint(path, {"args": dict})
+            except BadInput as error:
+                damage = damage or error
+                continue
+            if other := difference(self.args, saved["args"]):
+                raise BadInput(f"{self.files.dumps} has results with {other}. {ANEW}")
+            if damage:
+                print(f"{damage}: going on from the checkpoint before it")
+                self.files.checkpoint.unlink()  # the next one would rename it over the good one
+            return saved
+        found = next((path for path in self.files.results() if path.stat().st_size), None)
+        if damage or found:
+            raise BadInput(f"{damage or f'{found} exists, without a checkpoint to go on from'}. {ANEW}")
+        return None
+
+    def begin(self, state, steps, end):
+        """Begin a new run's files, or take one up: `state`, that of a new run, becomes that of the checkpoint.
+
+        An epoch has `steps` iterations and a round `end`.
+        """
+        if self.args.masks_from:
+            check_masks_from(self.args)
+        if self.saved:
+            saved = self.saved.get("state")
+            if not (alike(vars(state), saved) and consistent(saved, steps, end)):
+                raise BadInput(f"{self.files.checkpoint} is of another network, other data or another version. {ANEW}")
+            fill(vars(state), saved)
+        self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        if not self.saved:
+            for path in list(self.files.results()):
+                path.unlink()
+            self.checkpoint(state, now=True)
+        self.saved = None
+        save_checkpoint(self.files.initial, state.initial)
 
     def _stop(self, number, frame):
         self.stop = number
         signal.signal(number, self.handlers[number])  # a second one takes effect at once
 
-    def _path(self, folder, name):
-        return folder / f"{self.args.prune_type}_{name}"
-
-    def _results(self):
-        """The run's results, checkpoints first: what is left without them cannot be mistaken for a run to go on with."""
-        kind = self.args.prune_type
-        yield from (self.checkpoint_path, self.before_path)
-        yield from self.folders.dumps.glob(f"{kind}_*")
-        yield from self.folders.plots.glob(f"{kind}_*")
-        yield from self.folders.saves.glob(f"[0-9]*_{kind}.pth.tar")
-
-    def _load(self):
-        """The newest good checkpoint, or None where there are no results yet."""
-        damage = None
-        for path in (self.checkpoint_path, self.before_path):
-            try:
-                saved = load_checkpoint(path, CHECKPOINT)
-                check_contents(path, saved)
-            except FileNotFoundError:
-                continue
-            except BadInput as error:
-                damage = damage or error
-                continue
-            if damage:
-                print(f"{damage}: going on from the checkpoint before it")
-                self.checkpoint_path.unlink()  # the next one would rename it over the good one
-            return saved
-        found = next((path for path in self._results() if path.exists() and path.stat().st_size), None)
-        if damage or found:
-            raise BadInput(
-                f"{damage or f'{found} exists, without a checkpoint to go on from'}. "
-                "Choose another --output_dir or --seed, or start anew with --overwrite"
-            )
-        return None
-
-    def _compare_settings(self):
-        """Raise BadInput where the results there are were made with other settings."""
-        for name, value in vars(self.args).items() if self.saved else ():
-            other = self.saved["args"].get(name)
-            if name not in FREE_SETTINGS and value != other:
-                raise BadInput(
-                    f"{self.folders.dumps} has results with {other} for --{name}, not {value}. "
-                    "Choose another --output_dir or --seed, or start anew with --overwrite"
-                )
-
-    @property
-    def finished(self):
-        """Whether there is nothing to do. The array that is written last tells."""
-        rounds = self.args.prune_iterations
-        try:
-            finished = bool(self.saved) and len(read_array(self._path(self.folders.dumps, LAST))) >= rounds
-        except BadInput:  # not there or damaged: the last round's files are written again
-            finished = False
-        if finished:
-            print(f"finished: {self.folders.dumps} has all {rounds} rounds; a larger --prune_iterations adds more")
-        return finished
-
-    def begin(self, model):
-        """Begin a new run's files with the model's state, to which later rounds are reset; or take up those there are."""
-        if self.args.masks_from:
-            self._check_rounds_of(self.args.masks_from)
-        self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        for path in vars(self.folders).values():
-            path.mkdir(parents=True, exist_ok=True)
-        if self.saved:
-            self._cut_log(self.saved["log_size"])
-            self.initial = self._load_initial(model.state_dict())
-            return
-        for path in list(self._results()):
-            path.unlink(missing_ok=True)
-        self.keep(model)
-
-    def keep(self, model):
-        """Make the model's state the one to which later rounds are reset."""
-        self.initial = copy_state(model)
-        save_checkpoint(self.initial_path, self.initial)
-
-    def _check_rounds_of(self, kind):
-        path, wanted = self.folders.dumps / f"{kind}_{LAST}", self.args.prune_iterations
-        found = len(read_array(path)) if path.exists() else 0
-        if found < wanted:
-            raise BadInput(
-                f"--masks_from={kind} needs the masks of {wanted} rounds, and {self.folders.dumps} has {found}: "
-                f"first run the same with --prune_type={kind} and without --masks_from"
-            )
-
-    def masks_of(self, kind, round_, masks):
-        """The masks that the run of another prune type had in a round, on the device of `masks`."""
-        path = self.folders.saves / f"{round_}_model_{kind}.pth.tar"
-        again = f"run the same with --prune_type={kind}, without --masks_from and with --overwrite"
-        try:
-            found = load_checkpoint(path, {"masks": dict, "args": dict})
-            wanted = {name: torch.empty_like(mask).copy_(found["masks"][name].view_as(mask)) for name, mask in masks.items()}
-        except FileNotFoundError as error:
-            raise BadInput(f"{path}, whose masks are wanted, is gone: {again}") from error
-        except (BadInput, RuntimeError, KeyError, AttributeError) as error:
-            raise BadInput(f"{path} has no masks for this network: {again}") from error
-        for name, value in vars(self.args).items():
-            other = found["args"].get(name)
-            if name not in FREE_SETTINGS | {"prune_type", "masks_from", "rewind_iter"} and value != other:
-                raise BadInput(
-                    f"{path} was made with {other} for --{name}, not {value}: give the {kind} run's settings, or {again}"
-                )
-        return wanted
-
-    def _cut_log(self, size):
-        """Leave out the rows since the checkpoint, which come again. A log that is shorter keeps its rows that are whole."""
-        with self.log_path.open("a+b") as file:
-            if file.tell() >= size:
-                file.truncate(size)
-                return
-            file.seek(0)
-            lines = file.readlines()
-        print(f"{self.log_path} has lost rows since the checkpoint")
-        whole = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                if isinstance(json.loads(line), dict) and line.endswith(b"\n"):
-                    whole.append(line)
-        write(self.log_path, lambda file: file.writelines(whole))
-
-    def _load_initial(self, state):
-        try:
-            initial = load_checkpoint(self.initial_path, dict.fromkeys(state, torch.Tensor))
-            if all(initial[name].shape == state[name].shape for name in state):
-                return initial
-            problem = "has weights of other shapes"
-        except FileNotFoundError:
-            problem = "is gone"
-        except BadInput as error:
-            problem = f"cannot be used ({error})"
-        raise BadInput(
-            f"{self.initial_path}, to which weights are reset, {problem}: put it back, or start anew with --overwrite"
-        )
-
-    def round(self, round_, masks, steps, begin, end):
-        """Begin a round of iterations `begin` to `end`, `steps` per epoch: its table, its progress bar, its events.
-
-        Returns the checkpoint to take the round up from, if there is one.
-        """
-        saved = self.saved if self.saved and self.saved["round"] == round_ else None
-        done = saved["iteration"] if saved else begin
-        skipped = [math.nan] * (begin // steps)  # epochs before a rewound network's first
-        at_first = {"rows": [], "losses": skipped, "accuracies": skipped}
-        self.rows, self.losses, self.accuracies = (list((saved or at_first)[name]) for name in at_first)
-        if not begin <= done <= end or len(self.losses) != (done // steps if done < end else math.ceil(end / steps)):
-            raise BadInput(f"{self.checkpoint_path} is damaged (it is of another point of the round)")
-        self.round_, self.iterations, self.steps = round_, end, steps
-        self.started = time.monotonic() - (saved["seconds"] if saved else 0)
-        self.remaining = density(masks.values())
-        of_seed = f" of seed {self.args.seed}" if self.args.trials > 1 else ""
-        self.name = f"round {round_}{of_seed}"
-        print(f"\n{self.name}, of 0..{self.args.prune_iterations - 1}: {self.remaining:.2f}% of the weights remain")
-        print(table(masks), flush=True)
-        for path in self.folders.runs.glob("events.*.round*"):
-            number = path.name.rpartition(".round")[2]
-            if number.isdecimal() and int(number) >= round_:
-                path.unlink()
-        self.events = Events(self.folders.runs, round_)
-        if round_ == 0:
-            settings = {
-                name: value if isinstance(value, (bool, int, float, str)) else str(value)
-                for name, value in vars(self.args).items()
-                if name not in FREE_SETTINGS
-            }
-            for content in summary.hparams(settings, {"ticket/accuracy": 0.0, "ticket/weights_remaining": 0.0}):
-                self.events.add(content, 0)
-        for row in self.rows:
-            self._add_evaluation(row)
-        self.events.flush()
-        patience = 0.1 if sys.stderr.isatty() else 30  # seconds between lines; few of them in a file
-        self.bar = tqdm(total=end, initial=done, desc=self.name, dynamic_ncols=True, mininterval=patience)
-        self.next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
-        if round_ == 0 and not saved:
-            self.next_checkpoint = 0  # at once, so that there is one
-        return saved
-
-    def checkpoint_due(self):
-        return self.stop or time.monotonic() > self.next_checkpoint
-
-    def checkpoint(self, **state):
-        """Save where the round is: `state`, and what this log holds of it. Raises Stopped where a signal asked for it."""
-        with self.log_path.open("a") as file:
-            os.fsync(file.fileno())
-            log_size = file.tell()
-        state |= {
-            "rows": self.rows,
-            "losses": self.losses,
-            "accuracies": self.accuracies,
-            "arrays": self.arrays,
-            "log_size": log_size,
-            "seconds": time.monotonic() - self.started,
-            "args": vars(self.args),
-        }
-        save_checkpoint(self.checkpoint_path, state, self.before_path)
-        self.next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
+    def checkpoint(self, state, now=False):
+        """Save the state `now`, or where it is time for it. Raises Stopped where a signal asked for that."""
+        if now or self.stop or time.monotonic() > self.saved_at + CHECKPOINT_SECONDS:
+            save_checkpoint(self.files.checkpoint, {"state": vars(state), "args": vars(self.args)}, self.files.before)
+            self.saved_at = time.monotonic()
         if self.stop:
-            self._raise_stopped(f"after {state['iteration']} of {self.iterations} iterations")
+            where = f"in {title(self.args, state.round)}, after {state.iteration} iterations"
+            raise Stopped(self.stop, where, self.args.overwrite)
 
-    def _raise_stopped(self, where):
-        raise Stopped(self.stop, f"in {self.name}, {where}", self.args.overwrite)
 
-    def add(self, row, measured, epoch_ends):
-        """Take up what training gives: a row of the log where the network was measured, an epoch's loss where it ends."""
-        if measured:
-            row = {"round": self.round_, "weights_remaining": self.remaining, **row}
-            row["seconds"] = time.monotonic() - self.started
-            self.rows.append(row)
-            with self.log_path.open("a") as file:
-                print(json.dumps(row), file=file)
-            self._add_evaluation(row)
-            self.events.flush()
-        if epoch_ends:
-            self.losses.append(row["train_loss"])
-            self.accuracies.append(row.get("test_accuracy", math.nan))
-        epoch, last = row["epoch"], row["iteration"] == self.iterations
-        if self.rows and epoch_ends and (epoch % self.args.print_freq == 0 or last):
-            accuracy, best = self.rows[-1]["test_accuracy"], self._best()["test_accuracy"]
-            self.bar.set_postfix_str(
-                f"epoch {epoch}/{math.ceil(self.iterations / self.steps)}, loss {row['train_loss']:.4f}, "
-                f"accuracy {accuracy:.2f}%, best {best:.2f}%",
-                refresh=False,
-            )
+class Log(contextlib.AbstractContextManager):
+    """A round as one can watch it: the rows of the log, TensorBoard, the progress bar.
 
-    def _add_evaluation(self, row):
-        step = self.round_ * self.iterations + row["iteration"]
-        for tag in ("loss/train", "loss/val", "accuracy/val", "accuracy/test"):
-            what, split = tag.split("/")
-            self.events.add(summary.scalar(tag, row[f"{split}_{what}"]), step)
+    All three are made anew from the state's rows when the round begins or is taken up, and then follow it.
+    """
 
-    def _best(self):
-        """The evaluation of best validation accuracy so far, the first of equals."""
-        return max(self.rows, key=lambda row: row["val_accuracy"])
+    def __init__(self, args, state, steps, end):
+        self.args, self.state, self.steps, self.end = args, state, steps, end
+        self.files = files = Files(args)
+        self.title, self.remaining = title(args, state.round), density(list(state.masks.values()))
+        self.started = time.monotonic() - state.seconds
+        print(f"\n{self.title}, of 0..{args.prune_iterations - 1}: {self.remaining:.2f}% of the weights remain")
+        print(table(state.masks), flush=True)
+        lines = [f"{json.dumps(row)}\n".encode() for rows in state.rows[:-1] for row in evaluations(rows)]
+        write(files.log, lambda file: file.writelines(lines))
+        files.runs.mkdir(parents=True, exist_ok=True)
+        for path in files.runs.glob("events.*.round*"):
+            number = path.suffix.removeprefix(".round")
+            if number.isdecimal() and int(number) >= state.round:
+                path.unlink()
+        self.events = EventsWriter(str(files.runs / "events"), f".round{state.round:03}")
+        for content in settings_page(args) if state.round == 0 else ():
+            self.event(content, 0)
+        patience = 0.1 if sys.stderr.isatty() else 30  # seconds between lines; few of them in a file
+        self.bar = tqdm(total=end, initial=state.iteration, desc=self.title, dynamic_ncols=True, mininterval=patience)
+        for row in state.rows[-1]:
+            self._follow(row)
 
-    def ticket(self, round_, model, masks, best):
-        """End a round: the ticket's checkpoint, the arrays, the figures and TensorBoard's pages of it."""
+    def __exit__(self, *error):
         self.bar.close()
-        early, best_row, final_row = min(self.rows, key=lambda row: row["val_loss"]), self._best(), self.rows[-1]
-        save_checkpoint(
-            self.folders.saves / f"{round_}_model_{self.args.prune_type}.pth.tar",
-            {
-                "model": best,
-                "final": model.state_dict(),
-                "masks": masks,
-                "round": round_,
-                "weights_remaining": self.remaining,
-                "test_accuracy": best_row["test_accuracy"],
-                "args": vars(self.args),
-            },
-        )
-        values = {
-            "bestaccuracy.dat": best_row["test_accuracy"],
-            "finalaccuracy.dat": final_row["test_accuracy"],
-            "earlystop.dat": early["iteration"],
-            "earlystopaccuracy.dat": early["test_accuracy"],
-            LAST: self.remaining,
-        }
-        self._events_of_ticket(round_, model, masks, best_row["test_accuracy"], early["iteration"])
-        self.arrays = {name: [*self.arrays[name][:round_], values[name]] for name in PER_ROUND}
-        measured = [(row["iteration"] / self.steps, row["test_accuracy"]) for row in self.rows]
-        losses = [(min(epoch, self.iterations / self.steps), loss) for epoch, loss in enumerate(self.losses, start=1)]
-        plot_round(self._path(self.folders.plots, f"LossVsAccuracy_{round_}.png"), losses, measured)
-        path = self._path(self.folders.plots, "AccuracyVsWeights.png")
-        percents, accuracies = self.arrays[LAST], self.arrays["bestaccuracy.dat"]
-        title = f"{self.args.arch_type}, {self.args.dataset}"
-        plot_accuracy(path, [self.args.prune_type] * len(percents), percents, accuracies, title)
-        write_array(self._path(self.folders.dumps, f"all_loss_{round_}.dat"), self.losses)
-        write_array(self._path(self.folders.dumps, f"all_accuracy_{round_}.dat"), self.accuracies)
-        for name in PER_ROUND:
-            write_array(self._path(self.folders.dumps, name), self.arrays[name])
-        print(
-            f"{self.name}: test accuracy {best_row['test_accuracy']:.2f}% at best validation "
-            f"(epoch {best_row['epoch']}), {final_row['test_accuracy']:.2f}% at the end"
-        )
-        if self.stop:  # after the last round there is no step that would see it
-            self._raise_stopped("at its end")
 
-    def _events_of_ticket(self, round_, model, masks, accuracy, early):
-        add = self.events.add
-        add(summary.scalar("ticket/accuracy", accuracy), round_)
-        add(summary.scalar("ticket/weights_remaining", self.remaining), round_)
-        add(summary.scalar("ticket/early_stop_iteration", early), round_)
-        state = model.state_dict()
-        for name, mask in masks.items():
-            add(summary.scalar(f"density/{name}", density([mask])), round_)
-            if mask.any():
-                surviving = state[name][mask].cpu().numpy()
-                add(summary.histogram(f"surviving/{name}", surviving, HISTOGRAM_BINS), round_)
-        first = next(iter(masks.values()))
-        image = connections(first) if first.dim() == 2 else None
-        if image is not None:
-            add(summary.image("ticket/connections_per_pixel", image, dataformats="HW"), round_)
-        self.events.writer.close()
+    def event(self, content, step):
+        """Add to TensorBoard's file, but not by SummaryWriter, whose thread dies on a full disk and then blocks this one."""
+        self.events.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=content))
+
+    def tick(self):
+        """Note that an iteration is over."""
+        self.state.seconds = time.monotonic() - self.started
+        self.bar.update()
+
+    def add(self, **measured):
+        """Add a row to the state, and to the log where it has an evaluation; returns it."""
+        state = self.state
+        state.seconds = time.monotonic() - self.started
+        where = {"round": state.round, "epoch": math.ceil(state.iteration / self.steps), "iteration": state.iteration}
+        row = where | {"weights_remaining": self.remaining} | measured | {"seconds": state.seconds}
+        state.rows[-1].append(row)
+        self._follow(row)
+        return row
+
+    def _follow(self, row):
+        """Take a row of the round to the log and TensorBoard, where it has an evaluation, and an epoch's end to the bar."""
+        shown, step = evaluations(self.state.rows[-1]), row["round"] * self.end + row["iteration"]
+        if "val_loss" in row:
+            with self.files.log.open("a") as file:
+                print(json.dumps(row), file=file)
+            for tag in ("loss/train", "loss/val", "accuracy/val", "accuracy/test"):
+                what, split = tag.split("/")
+                self.event(summary.scalar(tag, row[f"{split}_{what}"]), step)
+            self.events.flush()
+        last = row["iteration"] == self.end
+        if shown and (last or (row["iteration"] % self.steps == 0 and row["epoch"] % self.args.print_freq == 0)):
+            of_epoch = f"epoch {row['epoch']}/{math.ceil(self.end / self.steps)}, loss {row['train_loss']:.4f}"
+            accuracy, top = shown[-1]["test_accuracy"], best(shown)["test_accuracy"]
+            self.bar.set_postfix_str(f"{of_epoch}, accuracy {accuracy:.2f}%, best {top:.2f}%", refresh=False)
+
+
+def end_round(args, state, log):
+    """Write what a finished round leaves: its ticket, its figures, the arrays of all rounds, TensorBoard's page of it."""
+    log.bar.close()
+    files, rows, table = log.files, state.rows[-1], [ticket(rows) for rows in state.rows]
+    values, arrays = table[-1], {name: [values[name] for values in table] for name in table[-1]}
+    content = {"model": state.best, "final": state.model, "masks": state.masks, "round": state.round, "args": vars(args)}
+    content |= {"weights_remaining": values["compression"], "test_accuracy": values["bestaccuracy"]}
+    save_checkpoint(files.ticket(state.round), content)
+    for content in ticket_page(state, values):
+        log.event(content, state.round)
+    log.events.close()
+    losses, accuracies = by_epoch(rows, "train_loss"), by_epoch(rows, "test_accuracy")
+    curve = [(min(epoch, log.end / log.steps), loss) for epoch, loss in enumerate(losses, start=1)]
+    measured = [(row["iteration"] / log.steps, row["test_accuracy"]) for row in evaluations(rows)]
+    plot_round(files.figure(f"LossVsAccuracy_{state.round}"), curve, measured)
+    points = [args.prune_type] * len(table), arrays["compression"], arrays["bestaccuracy"]
+    plot_accuracy(files.figure("AccuracyVsWeights"), *points, f"{args.arch_type}, {args.dataset}")
+    write_array(files.array(f"all_loss_{state.round}"), losses)
+    write_array(files.array(f"all_accuracy_{state.round}"), accuracies)
+    for name, column in arrays.items():
+        write_array(files.array(name), column)
+    at_best = f"{values['bestaccuracy']:.2f}% at best validation (epoch {best(rows)['epoch']})"
+    print(f"{log.title}: test accuracy {at_best}, {values['finalaccuracy']:.2f}% at the end")
+
+
+def settings_page(args):
+    """TensorBoard's page of the settings."""
+    settings = {name: value for name, value in vars(args).items() if name not in FREE_SETTINGS}
+    plain = {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in settings.items()}
+    return summary.hparams(plain, {"ticket/accuracy": 0.0, "ticket/weights_remaining": 0.0})
+
+
+def ticket_page(state, values):
+    """TensorBoard's page of a finished round, whose `ticket` is `values`."""
+    yield summary.scalar("ticket/accuracy", values["bestaccuracy"])
+    yield summary.scalar("ticket/weights_remaining", values["compression"])
+    yield summary.scalar("ticket/early_stop_iteration", values["earlystop"])
+    weights = state.model.state_dict()
+    for name, mask in state.masks.items():
+        yield summary.scalar(f"density/{name}", density([mask]))
+        if mask.any():
+            yield summary.histogram(f"surviving/{name}", weights[name][mask].cpu().numpy(), 64)
+    image = connections(next(iter(state.masks.values())))
+    if image is not None:
+        yield summary.image("ticket/connections_per_pixel", image, dataformats="HW")
 
 
 def density(masks):
-    """Percent of the weights that the masks keep."""
-    kept, total = np.sum([[int(mask.sum()), mask.numel()] for mask in masks], axis=0)
-    return 100 * float(kept) / float(total)
+    """Percent of the weights that a list of masks keeps."""
+    return 100 * sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
 def table(masks):
@@ -664,7 +601,7 @@ def connections(mask):
     The inputs are the pixels of a square image, grey or in three colours, whose connections are added up; None if not.
     """
     counts = mask.sum(0).cpu().numpy()
-    for channels in (1, 3):
+    for channels in (1, 3) if mask.dim() == 2 else ():
         side = math.isqrt(len(counts) // channels)
         if channels * side**2 == len(counts):
             image = counts.reshape(channels, side, side).sum(0)
@@ -713,18 +650,9 @@ def curves(axes, sns, kinds, percents, values, **options):
     """Draw values against the percentage of weights remaining, a curve for each prune type."""
     percents = np.array(percents, dtype=float)
     percents[percents == 0] = np.nan  # for which a logarithmic axis has no place
-    sns.lineplot(
-        x=percents,
-        y=values,
-        hue=kinds,
-        style=kinds,
-        palette=dict(zip(PRUNE_TYPES, ("C0", "C1", "C2"), strict=True)),
-        markers=dict(zip(PRUNE_TYPES, "osD", strict=True)),
-        dashes=False,
-        errorbar=("pi", 100),
-        ax=axes,
-        **options,
-    )
+    colours, markers = (dict(zip(PRUNE_TYPES, looks, strict=True)) for looks in (("C0", "C1", "C2"), "osD"))
+    options |= {"hue": kinds, "palette": colours, "style": kinds, "markers": markers, "dashes": False}
+    sns.lineplot(x=percents, y=values, errorbar=("pi", 100), ax=axes, **options)
     axes.set(xscale="log", xlabel="weights remaining (%)")
     axes.xaxis.set_inverted(True)
     low, high = np.nanmin(percents), np.nanmax(percents)

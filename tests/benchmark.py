@@ -23,7 +23,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -55,23 +54,8 @@ def random_examples(dataset, n):
     return images, torch.randint(facts.CLASSES, (n,))
 
 
-class Timer:
-    """Stands in for utils.Log, and keeps when the first step ended."""
-
-    def __init__(self, device):
-        self.device, self.start, self.bar = device, None, SimpleNamespace(update=self.update)
-
-    def update(self):
-        self.start = self.start or clock(self.device)
-
-    def ignore(self, *_, **__):
-        pass
-
-    round = add = checkpoint = checkpoint_due = ignore
-
-
 def prepared(arch_type, dataset, device, steps, evaluated, batch_size, amp):
-    """What main.main has before its first round, with random images: (args, data, model, masks)."""
+    """What main.main has before its first round, with random images: (args, data, state)."""
     flags = [f"--dataset={dataset}", f"--arch_type={arch_type}", "--end_iter=1", f"--batch_size={batch_size}"]
     args = main.parse_args(flags + ["--amp"] * amp)
     numbers = iter([random_examples(dataset, steps * batch_size), random_examples(dataset, evaluated)])
@@ -80,15 +64,20 @@ def prepared(arch_type, dataset, device, steps, evaluated, batch_size, amp):
         with contextlib.redirect_stdout(None):
             data = main.load_data(args, device)
     model = main.prepare(main.new_model(args, 0), args, device)
-    return args, data, model, main.dense_masks(model)
+    return args, data, main.new_state(args, model)
 
 
 def ours(arch_type, dataset, device, steps, evaluated, batch_size, amp):
     """Returns a function that gives (seconds per step, seconds per evaluated example) of (a)."""
-    args, data, model, masks = prepared(arch_type, dataset, device, steps, evaluated, batch_size, amp)
+    args, data, state = prepared(arch_type, dataset, device, steps, evaluated, batch_size, amp)
 
     def run():
-        spent, evaluate = [], main.evaluate
+        ticks, spent, evaluate, tick = [], [], main.evaluate, main.utils.Log.tick
+
+        def first(log):
+            if not ticks:
+                ticks.append(clock(device))
+            tick(log)
 
         def timed(*args):
             start = clock(device)
@@ -96,10 +85,17 @@ def ours(arch_type, dataset, device, steps, evaluated, batch_size, amp):
             spent.append((start, clock(device)))
             return result
 
-        log = Timer(device)
-        with replaced(main, "evaluate", timed):
-            main.train(args, model, masks, data, 0, log)
-        return (spent[0][0] - log.start) / (steps - 1), statistics.median(b - a for a, b in spent) / evaluated
+        state.iteration, state.rows = 0, [[]]
+        with (
+            tempfile.TemporaryDirectory() as args.output_dir,
+            contextlib.redirect_stdout(None),
+            contextlib.redirect_stderr(None),
+            replaced(main, "evaluate", timed),
+            replaced(main.utils.Log, "tick", first),
+            main.utils.Run(args) as files,
+        ):
+            main.train(args, state, data, files)
+        return (spent[0][0] - ticks[0]) / (steps - 1), statistics.median(b - a for a, b in spent) / evaluated
 
     return run
 
@@ -185,8 +181,9 @@ def floor(arch_type, dataset, device, steps, batch_size, amp):
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     args = main.parse_args([])
-    parameters, run_ = list(model.parameters()), main.new_run(args, model, 1, device)
-    rate = run_.rates.fill_(args.lr).squeeze()
+    state, epoch = main.new_state(args, model), main.Epoch(args, 1, device)
+    parameters, moments = list(model.parameters()), {name: list(found.values()) for name, found in state.moments.items()}
+    rate = epoch.rates.fill_(args.lr).squeeze()
     products = [product(*layer, first=index == 0, amp=amp) for index, layer in enumerate(layers)]
 
     @torch.no_grad()
@@ -195,20 +192,20 @@ def floor(arch_type, dataset, device, steps, batch_size, amp):
             forward()
         for _, backward in reversed(products):
             backward()
-        main.update(args, parameters, run_.moments, rate)
+        main.update(args, parameters, moments, rate)
 
-    return repeated(main.graphed(step, model, run_), steps, device, None)
+    return repeated(main.graphed(step, state, epoch), steps, device, None)
 
 
 def nothing(arch_type, dataset, device, steps, batch_size, amp):
     """The same for a graph of as many kernels as a step of (a) has, which do next to nothing."""
-    args, data, model, masks = prepared(arch_type, dataset, device, 1, 1, batch_size, amp)
-    run_ = main.new_run(args, model, 1, device)
-    real = main.make_step(args, model, masks, data, run_)
+    args, data, state = prepared(arch_type, dataset, device, 1, 1, batch_size, amp)
+    epoch = main.Epoch(args, 1, device)
+    real = main.make_step(args, state, data, epoch)
     for _ in range(3):
-        run_.done.zero_()
+        epoch.done.zero_()
         real()
-    run_.done.zero_()
+    epoch.done.zero_()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         real()
         torch.cuda.synchronize()
@@ -219,7 +216,7 @@ def nothing(arch_type, dataset, device, steps, batch_size, amp):
         for _ in range(kernels):
             number.add_(1)
 
-    return repeated(main.graphed(step, model, run_), steps, device, kernels)
+    return repeated(main.graphed(step, state, epoch), steps, device, kernels)
 
 
 def product(layer, x, gradient, first, amp):
@@ -312,10 +309,10 @@ def timed(owner, name, part):
         return result
     setattr(owner, name, run)
 timed(main, "evaluate", "evaluation")
-timed(utils.Log, "ticket", "files, figures")
+timed(utils, "end_round", "files, figures")
 timed(utils.Log, "add", "files, figures")
-timed(utils.Log, "round", "files, figures")
-timed(utils.Log, "checkpoint", "files, figures")
+timed(utils.Log, "__init__", "files, figures")
+timed(utils.Run, "checkpoint", "files, figures")
 update = utils.tqdm.update
 utils.tqdm.update = lambda self, n=1: (first or first.append(time.time()), update(self, n))[1]
 start = time.perf_counter()

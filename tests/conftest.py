@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.random import SeedSequence
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
@@ -32,28 +33,28 @@ def png_size(path):
     return tuple(int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
 
 
-class QuietLog:
-    """Stands in for utils.Log: keeps the rows, writes nothing."""
-
-    checkpoint_due = staticmethod(lambda: False)
-
-    def __init__(self):
-        self.rows, self.losses, self.bar = [], [], SimpleNamespace(update=lambda: None)
-
-    def round(self, *args):
-        pass
-
-    def checkpoint(self, **state):
-        pass
-
-    def add(self, row, measured, epoch_ends):
-        self.losses += [row["train_loss"]] if epoch_ends else []
-        self.rows += [row] if measured else []
-
-
 @pytest.fixture
-def log():
-    return QuietLog()
+def train_round(monkeypatch):
+    """A function that trains for a round, without the files of its end: train_round(args, model or state, data) -> state."""
+    monkeypatch.setattr(utils, "end_round", lambda *_: None)
+
+    def train(args, start, data, masks=None):
+        state = main.new_state(args, start) if isinstance(start, nn.Module) else start
+        utils.fill(state.masks, masks or state.masks)
+        with utils.Run(args) as run:
+            main.train(args, state, data, run)
+        return state
+
+    return train
+
+
+def same(a, b):
+    """Whether nested dicts and lists hold equal tensors and values."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 class Mark:
@@ -85,7 +86,7 @@ def small_data(n, channels=1, size=28, classes=10, seed=0):
     labels = torch.randint(classes, (n,), generator=generator)
     cut = 3 * n // 4
     rest = [images[cut:], labels[cut:]]
-    return SimpleNamespace(train=[images[:cut], labels[:cut]], val=rest, test=rest, normalize=lambda x: x.float() / 255)
+    return main.Data(train=[images[:cut], labels[:cut]], val=rest, test=rest, normalize=lambda x: x.float() / 255)
 
 
 @pytest.fixture
@@ -102,12 +103,12 @@ def small_args(tmp_path):
 
 @pytest.fixture
 def starts(monkeypatch):
-    """What main.train was given at the start of every round: [(state, masks), ...]."""
+    """What the network and its masks were at the start of every round: [(state dict, masks), ...]."""
     found, train = [], main.train
 
-    def spy(args, model, masks, *rest):
-        found.append((utils.copy_state(model), masks))
-        return train(args, model, masks, *rest)
+    def spy(args, state, *rest):
+        found.append((utils.copied(state.model), utils.copied(state.masks)))
+        return train(args, state, *rest)
 
     monkeypatch.setattr(main, "train", spy)
     return found
@@ -125,8 +126,11 @@ def train_plainly(args, state, masks, data, round_, optimizer, iterations, rate)
     for iteration in iterations:
         epoch, index = divmod(iteration, steps)
         if index == 0 or not losses:
-            main.seed_torch(args.seed, round_, epoch + 1)
+            draws = SeedSequence(args.seed, spawn_key=(round_, epoch + 1)).generate_state(1 + steps, np.uint64)
+            of_order, *of_steps = draws.tolist()
+            torch.manual_seed(of_order)
             order = torch.randperm(len(labels))
+        torch.manual_seed(of_steps[index])
         batch = order[index * args.batch_size : (index + 1) * args.batch_size]
         optimizer.param_groups[0]["lr"] = rate(iteration)
         optimizer.zero_grad()

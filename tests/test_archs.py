@@ -11,6 +11,7 @@ from torchvision.datasets import cifar, mnist
 
 import archs
 import main
+import utils
 from conftest import Mark, small_data
 
 PAIRS = [(dataset, arch_type) for dataset in archs.datasets() for arch_type in archs.architectures(dataset)]
@@ -22,7 +23,7 @@ def test_the_datasets_and_architectures_of_the_readme_are_found():
 
 
 @pytest.mark.parametrize(("dataset", "arch_type"), PAIRS)
-def test_train_prune_reset_train(dataset, arch_type, small_args, log):
+def test_train_prune_reset_train(dataset, arch_type, small_args, train_round):
     facts = archs.facts(dataset)
     args = small_args(dataset=dataset, arch_type=arch_type, batch_size=4, end_iter=1)
     data = small_data(16, facts.CHANNELS, facts.SIZE, facts.CLASSES)
@@ -31,11 +32,12 @@ def test_train_prune_reset_train(dataset, arch_type, small_args, log):
     assert logits.shape == (4, facts.CLASSES)
     assert logits.dtype == torch.float32
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    masks = main.dense_masks(model)
+    state = main.new_state(args, model)
 
-    for round_ in range(2):
-        main.train(args, model, masks, data, round_, log)
-        assert np.isfinite(log.losses).all()
+    for _ in range(2):
+        masks = utils.copied(state.masks)
+        train_round(args, state, data)
+        assert np.isfinite(utils.by_epoch(state.rows[-1], "train_loss")).all()
         for name, weight in main.prunable(model).items():
             assert (weight != initial[name])[masks[name]].any(), f"{name} did not train"
             assert not weight[~masks[name]].any()
@@ -43,11 +45,9 @@ def test_train_prune_reset_train(dataset, arch_type, small_args, log):
         for name, mask in pruned.items():
             alive = int(masks[name].sum())
             assert mask.sum() == alive - round(0.2 * alive)
-        masks = pruned
-        model.load_state_dict(initial)
-        main.apply_masks(model, masks)
+        main.reset(args, state, pruned, state.initial)
         for name, tensor in model.state_dict().items():
-            assert torch.equal(tensor, initial[name] * masks[name] if name in masks else initial[name])
+            assert torch.equal(tensor, initial[name] * pruned[name] if name in pruned else initial[name])
 
 
 @pytest.mark.parametrize("size", [28, 32, 40, 64])

@@ -16,18 +16,18 @@ from conftest import small_data, small_network, train_plainly
 
 
 def ticket(args, round_, kind=None):
-    path = utils.folders(args).saves / f"{round_}_model_{kind or args.prune_type}.pth.tar"
+    path = utils.Files(args).saves / f"{round_}_model_{kind or args.prune_type}.pth.tar"
     return torch.load(path, weights_only=True)
 
 
 def rows(args):
-    path = utils.folders(args).dumps / f"{args.prune_type}_log.jsonl"
+    path = utils.Files(args).dumps / f"{args.prune_type}_log.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def arrays(args):
     """The run's arrays without the prune type in their names."""
-    folder = utils.folders(args).dumps
+    folder = utils.Files(args).dumps
     return {path.name.partition("_")[2]: path.read_bytes() for path in folder.glob(f"{args.prune_type}_*.dat")}
 
 
@@ -112,13 +112,13 @@ def test_masks_that_are_not_there_say_what_to_run_first(rounds, small_args, monk
         args = small_args(prune_type=kind, masks_from="lt")
         with pytest.raises(utils.BadInput, match=rf"the masks of 3 rounds, and .* has {rounds}: .*--prune_type=lt"):
             main.main(args)
-        assert not (utils.folders(args).saves / f"checkpoint_{kind}.pth.tar").exists()
+        assert not (utils.Files(args).saves / f"checkpoint_{kind}.pth.tar").exists()
 
 
 @pytest.mark.parametrize("harm", ["gone", "damaged", "another network", "other shapes"])
 def test_masks_that_cannot_be_used_are_one_line(harm, small_args):
     main.main(small_args())
-    path = utils.folders(small_args()).saves / "1_model_lt.pth.tar"
+    path = utils.Files(small_args()).saves / "1_model_lt.pth.tar"
     content = torch.load(path, weights_only=True)
     if harm == "gone":
         path.unlink()
@@ -151,7 +151,7 @@ def test_the_papers_rates_give_the_papers_percentages(arch_type, flags, expected
     dataset = "mnist" if arch_type == "fc1" else "cifar10"
     args = main.parse_args([f"--arch_type={arch_type}", f"--dataset={dataset}", *flags])
     model = archs.build(dataset, arch_type)
-    masks = main.dense_masks(model)
+    masks = main.new_state(args, model).masks
     for prunings in range(1, max(expected) + 1):
         masks = main.prune(main.prunable(model), masks, main.percents(args, model), args.prune_scope)
         if prunings in expected:
@@ -201,7 +201,7 @@ def test_a_run_leaves_the_layers_at_0_percent_dense(small_args):
     left = total - round(0.2 * total)
     kept = sum(int(mask.sum()) for mask in masks.values())
     assert ticket(args, 2)["weights_remaining"] == pytest.approx(100 * kept / 266_200, abs=1e-9)
-    assert np.load(utils.folders(args).dumps / "lt_compression.dat")[2] == ticket(args, 2)["weights_remaining"]
+    assert np.load(utils.Files(args).dumps / "lt_compression.dat")[2] == ticket(args, 2)["weights_remaining"]
     assert sum(int(mask.sum()) for name, mask in masks.items() if name != "5.weight") == left - round(0.2 * left)
 
 
@@ -231,31 +231,17 @@ def test_the_papers_networks_have_the_papers_number_of_weights(arch_type, convol
 @pytest.mark.parametrize("rewind_iter", [7, 20, 33])
 def test_rewinding_resets_to_the_state_after_k_iterations_of_round_0(kind, rewind_iter, small_args, starts, monkeypatch):
     monkeypatch.setattr(archs, "build", small_network)
-    args, states, update = small_args(rewind_iter=rewind_iter, prune_type=kind), [], utils.tqdm.update
-
-    def spy(bar, n=1):
-        states.append(None)
-        return update(bar, n)
-
-    keep = utils.Log.keep
-    kept = []
-    monkeypatch.setattr(utils.tqdm, "update", spy)
-    monkeypatch.setattr(
-        utils.Log, "keep", lambda log, model: (kept.append((len(states), utils.copy_state(model))), keep(log, model))
-    )
+    args = small_args(rewind_iter=rewind_iter, prune_type=kind)
     main.main(args)
-    assert [count for count, _ in kept] == [0, rewind_iter]
-    rewound = kept[1][1]
     # The same as a run of its own of so many iterations, batch norm's statistics included.
     short = small_args(max_iter=rewind_iter, prune_iterations=1, output_dir=f"{args.output_dir}/short")
     main.main(short)
-    final = ticket(short, 0, "lt")["final"]
-    assert rewound.keys() == final.keys()
-    assert all(torch.equal(rewound[name], final[name]) for name in final)
+    rewound = ticket(short, 0, "lt")["final"]
+    assert len(starts) == 4
     for state, masks in starts[1:3]:
         for name, tensor in state.items():
             assert torch.equal(tensor, rewound[name] * masks[name] if name in masks else rewound[name]), name
-    saved = torch.load(utils.folders(args).saves / f"initial_state_dict_{kind}.pth.tar", weights_only=True)
+    saved = torch.load(utils.Files(args).saves / f"initial_state_dict_{kind}.pth.tar", weights_only=True)
     assert all(torch.equal(saved[name], rewound[name]) for name in rewound)
 
 
@@ -266,7 +252,7 @@ def test_rewound_rounds_go_on_from_k(small_args, starts):
     assert [(row["round"], row["iteration"]) for row in rows(args)] == [
         (0, 20), (0, 40), (0, 60), (1, 40), (1, 60), (2, 40), (2, 60),
     ]  # fmt: skip
-    losses = [np.load(utils.folders(args).dumps / f"lt_all_loss_{round_}.dat") for round_ in range(3)]
+    losses = [np.load(utils.Files(args).dumps / f"lt_all_loss_{round_}.dat") for round_ in range(3)]
     assert [np.isnan(loss).tolist() for loss in losses] == [[False] * 3, [True, False, False], [True, False, False]]
     data, last = main.load_data(args, torch.device("cpu")), 33
     for round_, (state, masks) in list(enumerate(starts))[1:]:
@@ -303,7 +289,7 @@ def test_evaluations_every_n_iterations_come_on_top_and_change_nothing_else(smal
     a, b = arrays(plain), arrays(fine)
     for name in ("all_loss_0.dat", "all_loss_1.dat", "all_accuracy_0.dat", "all_accuracy_1.dat"):
         assert a[name] == b[name]
-    assert not np.isnan(np.load(utils.folders(fine).dumps / "lt_all_loss_0.dat")).any()
+    assert not np.isnan(np.load(utils.Files(fine).dumps / "lt_all_loss_0.dat")).any()
     for round_ in range(2):
         here = [row for row in rows(fine) if row["round"] == round_]
         early = min(here, key=lambda row: row["val_loss"])
@@ -313,7 +299,7 @@ def test_evaluations_every_n_iterations_come_on_top_and_change_nothing_else(smal
             ("earlystopaccuracy", early["test_accuracy"]),
             ("bestaccuracy", best["test_accuracy"]),
         ):
-            assert np.load(utils.folders(fine).dumps / f"lt_{name}.dat")[round_] == value
+            assert np.load(utils.Files(fine).dumps / f"lt_{name}.dat")[round_] == value
     coarse = {(row["round"], row["iteration"]): row for row in rows(plain)}
     for row in rows(fine):
         if (row["round"], row["iteration"]) in coarse:
@@ -327,10 +313,10 @@ def test_rounds_counted_in_iterations_end_there_within_an_epoch(small_args, star
     assert [row["iteration"] for row in rows(args)] == [20, 40, 50] * 2
     assert [row["epoch"] for row in rows(args)] == [1, 2, 3] * 2
     for name in ("all_loss_1", "all_accuracy_1"):
-        values = np.load(utils.folders(args).dumps / f"lt_{name}.dat")
+        values = np.load(utils.Files(args).dumps / f"lt_{name}.dat")
         assert len(values) == 3
         assert not np.isnan(values).any()
-    assert rows(args)[2]["train_loss"] == np.load(utils.folders(args).dumps / "lt_all_loss_0.dat")[2]
+    assert rows(args)[2]["train_loss"] == np.load(utils.Files(args).dumps / "lt_all_loss_0.dat")[2]
     whole = small_args(end_iter=3, prune_iterations=1, output_dir=f"{args.output_dir}/whole")
     main.main(whole)
     assert arrays(whole)["all_loss_0.dat"][:-8] == arrays(args)["all_loss_0.dat"][:-8]
@@ -359,14 +345,14 @@ def test_augmented_images_are_flipped_and_moved_by_up_to_four_pixels():
     assert max(counts.values()) < 4000 / 162 * 2.5
 
 
-def test_a_batch_is_augmented_each_image_on_its_own_and_evaluation_is_not(small_args, log):
+def test_a_batch_is_augmented_each_image_on_its_own_and_evaluation_is_not(small_args, train_round):
     args = small_args()
     args.augment = True
     seen = []
     data, model = small_data(480), main.new_model(args, 0)
     normalize = data.normalize
     data.normalize = lambda images: (seen.append((model.training, images.clone())), normalize(images))[1]
-    main.train(args, model, main.dense_masks(model), data, 0, log)
+    train_round(args, model, data)
     whole = {image.numpy().tobytes() for image in data.train[0]} | {image.numpy().tobytes() for image in data.test[0]}
     for training, images in seen:
         as_they_are = sum(image.contiguous().numpy().tobytes() in whole for image in images)

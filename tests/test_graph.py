@@ -1,6 +1,5 @@
 """What a training step owes its speed to: a CUDA graph around it, with the same numbers as without, bfloat16, kept memory."""
 
-import itertools
 import platform
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -9,7 +8,8 @@ import pytest
 import torch
 
 import main
-from conftest import QuietLog, command, small_data, small_network
+import utils
+from conftest import command, same, small_data, small_network
 
 
 class OnGpu(torch.Tensor):
@@ -36,39 +36,34 @@ def broken_gpu(monkeypatch):
 
 @pytest.fixture(params=["adam", "sgd"])
 def training(request, small_args):
-    """A model, a run, and its step, in the middle of training."""
+    """A state, its epoch, and its step, in the middle of training."""
     args = small_args(optimizer=request.param)
     torch.manual_seed(0)
-    model, data = small_network(), small_data(480)
-    run = main.new_run(args, model, 6, torch.device("cpu"))
-    step = main.make_step(args, model, main.dense_masks(model), data, run)
-    main.begin_epoch(args, run, 360, 0, 1, 0)
+    state, data = main.new_state(args, small_network()), small_data(480)
+    epoch = main.Epoch(args, 6, torch.device("cpu"))
+    step = main.make_step(args, state, data, epoch)
+    epoch.begin(args, state, 360)
     step()
     step()
-    return model, run, step
-
-
-def state(model, run):
-    tensors = [*model.state_dict().values(), run.loss, run.done, run.rates, *itertools.chain(*run.moments.values())]
-    return [tensor.clone() for tensor in tensors]
+    return state, epoch, step
 
 
 def test_on_the_cpu_the_step_stays_as_it_is(training):
-    model, run, step = training
-    assert main.graphed(step, model, run) is step
+    state, epoch, step = training
+    assert main.graphed(step, state, epoch) is step
 
 
 def test_where_capture_fails_that_is_said_and_nothing_is_changed(training, broken_gpu, capsys):
-    model, run, step = training
-    before, calls = state(model, run), []
-    assert any(tensor.any() for tensor in itertools.chain(*run.moments.values()))
-    run.done = run.done.as_subclass(OnGpu)
-    result = main.graphed(lambda: calls.append(step()), model, run)
+    state, epoch, step = training
+    before, calls = utils.copied(vars(state)), []
+    assert all(tensor.any() for tensors in state.moments.values() for tensor in tensors.values())
+    epoch.done = epoch.done.as_subclass(OnGpu)
+    result = main.graphed(lambda: calls.append(step()), state, epoch)
     assert len(calls) == 3, "steps for real come before a capture"
     assert capsys.readouterr().out == (
         "no CUDA graph, each step is launched anew: operation not permitted when stream is capturing\n"
     )
-    assert all(torch.equal(old, new) for old, new in zip(before, state(model, run), strict=True))
+    assert same(before, utils.copied(vars(state)))
     result()
     assert len(calls) == 4
 
@@ -84,12 +79,12 @@ def test_where_capture_fails_that_is_said_and_nothing_is_changed(training, broke
         {"arch_type": "fc1", "amp": True},
     ],
 )
-def test_a_graph_gives_the_numbers_of_single_launches(flags, small_args, monkeypatch, capsys):
+def test_a_graph_gives_the_numbers_of_single_launches(flags, small_args, train_round, monkeypatch, capsys):
     device, losses = torch.device("cuda"), []
     for graph in (True, False):
         if not graph:
             monkeypatch.setattr(main, "graphed", lambda step, *_: step)
-        log, args = QuietLog(), small_args(**{name: value for name, value in flags.items() if value is not True})
+        args = small_args(**{name: value for name, value in flags.items() if value is not True})
         args.augment, args.amp = flags.get("augment", False), flags.get("amp", False)
         data = small_data(480)
         for name in ("train", "val", "test"):
@@ -97,20 +92,20 @@ def test_a_graph_gives_the_numbers_of_single_launches(flags, small_args, monkeyp
         model = main.prepare(main.new_model(args, 0), args, device)
         torch.manual_seed(0)
         masks = {name: torch.rand_like(weight) < 0.5 for name, weight in main.prunable(model).items()}
-        main.train(args, model, masks, data, 0, log)
-        losses.append(log.losses)
+        state = train_round(args, model, data, masks)
+        losses.append(utils.by_epoch(state.rows[-1], "train_loss"))
     assert "no CUDA graph" not in capsys.readouterr().out
     assert losses[0] == pytest.approx(losses[1], rel=1e-2 if "amp" in flags else 1e-3)
 
 
-def test_bfloat16_learns_and_keeps_weights_in_float32(small_args, log):
+def test_bfloat16_learns_and_keeps_weights_in_float32(small_args, train_round):
     args = small_args(end_iter=4)
     args.amp = True
     data = main.load_data(args, torch.device("cpu"))
     model = main.prepare(main.new_model(args, 0), args, torch.device("cpu"))
     assert model(data.normalize(data.test[0][:2])).dtype == torch.bfloat16
-    main.train(args, model, main.dense_masks(model), data, 0, log)
-    assert log.rows[-1]["test_accuracy"] > 80
+    state = train_round(args, model, data)
+    assert state.rows[-1][-1]["test_accuracy"] > 80
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 

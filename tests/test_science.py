@@ -14,7 +14,7 @@ from torch import nn
 import archs
 import main
 import utils
-from conftest import QuietLog, small_data, small_network, train_plainly
+from conftest import small_data, small_network, train_plainly
 
 BATCH_NORM = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 
@@ -111,7 +111,7 @@ def test_every_round_trains_with_a_fresh_optimizer_at_the_given_rate(
 
 
 @pytest.mark.parametrize("weight_decay", [0, 0.1])
-def test_pruned_weights_are_zero_at_every_forward_pass_even_with_momentum(weight_decay, small_args, log):
+def test_pruned_weights_are_zero_at_every_forward_pass_even_with_momentum(weight_decay, small_args, train_round):
     args = small_args(weight_decay=weight_decay)
     model = main.new_model(args, 0)
     masks, data, passes = half(model), small_data(480), []
@@ -123,18 +123,18 @@ def test_pruned_weights_are_zero_at_every_forward_pass_even_with_momentum(weight
 
     main.apply_masks(model, masks)
     model.register_forward_pre_hook(check)
-    main.train(args, model, masks, data, 0, log)
+    train_round(args, model, data, masks)
     assert len(passes) > 10
     check()
 
 
-def test_every_surviving_weight_learns_whatever_its_sign(small_args, log):
+def test_every_surviving_weight_learns_whatever_its_sign(small_args, train_round):
     args = small_args()
     model = main.new_model(args, 0)
     masks = half(model)
     main.apply_masks(model, masks)
-    before = utils.copy_state(model)
-    main.train(args, model, masks, small_data(480), 0, log)
+    before = utils.copied(model)
+    train_round(args, model, small_data(480), masks)
     for name, weight in main.prunable(model).items():
         for sign in (-1, 1):
             alive = masks[name] & (before[name].sign() == sign)
@@ -258,7 +258,7 @@ def test_rows_and_checkpoints_measure_the_weights_they_name(valid_freq, small_ar
         }
 
 
-def test_the_best_epoch_is_selected_on_validation_and_never_on_test(small_args, log, monkeypatch):
+def test_the_best_epoch_is_selected_on_validation_and_never_on_test(small_args, train_round, monkeypatch):
     """Validation falls while test rises: the first epoch must be chosen."""
     args = small_args(end_iter=3)
     model = main.new_model(args, 0)
@@ -267,11 +267,11 @@ def test_the_best_epoch_is_selected_on_validation_and_never_on_test(small_args, 
     scores, states = {"val": [90, 80, 70], "test": [10, 20, 30]}, []
 
     def fake(model, examples, normalize):
-        states.append(utils.copy_state(model))
+        states.append(utils.copied(model))
         return 1.0, scores[examples[0]].pop(0)
 
     monkeypatch.setattr(main, "evaluate", fake)
-    best = main.train(args, model, main.dense_masks(model), data, 0, log)
+    best = train_round(args, model, data).best
     assert all(torch.equal(best[name], states[0][name]) for name in best)
 
 
@@ -321,7 +321,7 @@ def test_no_two_datasets_share_their_statistics():
 # 9. and 10. What is random, and the batches
 
 
-def batches_seen(args, log, round_=0, disturb=False):
+def batches_seen(args, train_round, round_=0, disturb=False):
     """The examples that train shows to the model: for each epoch a tensor (steps, batch), and the examples' number."""
     n = 25
     images = torch.zeros(n, 1, 1, 2, dtype=torch.uint8)
@@ -333,26 +333,28 @@ def batches_seen(args, log, round_=0, disturb=False):
     model = Recorder()
     if disturb:
         torch.rand(17)
-    main.train(args, model, main.dense_masks(model), data, round_, log)
+    state = main.new_state(args, model)
+    state.round = round_
+    train_round(args, state, data)
     seen = [x[:, 0, 0, 0].long() for training, x in model.seen if training]
     return torch.stack(seen).view(args.end_iter, -1, args.batch_size)
 
 
-def test_full_batches_of_a_fresh_permutation_each_epoch(small_args, log):
-    epochs = batches_seen(small_args(batch_size=10, end_iter=30), log)
+def test_full_batches_of_a_fresh_permutation_each_epoch(small_args, train_round):
+    epochs = batches_seen(small_args(batch_size=10, end_iter=30), train_round)
     assert epochs.shape == (30, 2, 10)
     assert all(len(set(epoch.flatten().tolist())) == 20 for epoch in epochs), "an example came twice in an epoch"
     assert len({tuple(epoch.flatten().tolist()) for epoch in epochs}) == 30
     assert set(epochs.flatten().tolist()) == set(range(25)), "the remainder must rotate with the shuffle"
 
 
-def test_the_order_follows_from_seed_round_and_epoch_alone(small_args, log):
+def test_the_order_follows_from_seed_round_and_epoch_alone(small_args, train_round):
     args = {"batch_size": 10, "end_iter": 3}
-    lt = batches_seen(small_args(**args), log)
-    assert torch.equal(lt, batches_seen(small_args(**args, prune_type="reinit"), log, disturb=True))
-    assert torch.equal(lt[:2], batches_seen(small_args(batch_size=10, end_iter=2), log))
-    assert not torch.equal(lt, batches_seen(small_args(**args), log, round_=1))
-    assert not torch.equal(lt, batches_seen(small_args(**args, seed=1), log))
+    lt = batches_seen(small_args(**args), train_round)
+    assert torch.equal(lt, batches_seen(small_args(**args, prune_type="reinit"), train_round, disturb=True))
+    assert torch.equal(lt[:2], batches_seen(small_args(batch_size=10, end_iter=2), train_round))
+    assert not torch.equal(lt, batches_seen(small_args(**args), train_round, round_=1))
+    assert not torch.equal(lt, batches_seen(small_args(**args, seed=1), train_round))
 
 
 def test_seeds_do_not_collide():
@@ -377,7 +379,7 @@ def test_initial_weights_follow_from_seed_and_round_alone(small_args):
 
 
 def arrays(args):
-    folder = utils.folders(args).dumps
+    folder = utils.Files(args).dumps
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.dat"))}
 
 
@@ -425,14 +427,14 @@ def test_a_validation_loss_that_is_not_finite_stops_it_too_with_the_log_intact(s
     args = small_args()
     with pytest.raises(utils.Failure, match="round 1, epoch 1"):
         main.main(args)
-    rows = (utils.folders(args).dumps / "lt_log.jsonl").read_text().splitlines()
+    rows = (utils.Files(args).dumps / "lt_log.jsonl").read_text().splitlines()
     assert [json.loads(row)["epoch"] for row in rows] == [1, 2]
 
 
 # The loop
 
 
-def test_no_step_waits_for_the_device(small_args, monkeypatch):
+def test_no_step_waits_for_the_device(small_args, train_round, monkeypatch):
     """Whatever moves a value from the device to Python is called as often for many steps as for few."""
     counts = []
 
@@ -450,7 +452,7 @@ def test_no_step_waits_for_the_device(small_args, monkeypatch):
         model = main.new_model(args, 0)
         masks, data = half(model), small_data(480)
         counts.append(0)
-        main.train(args, model, masks, data, 0, QuietLog())
+        train_round(args, model, data, masks)
     assert counts[0] == counts[1] > 0
 
 

@@ -22,7 +22,7 @@ from torch import nn
 import archs
 import main
 import utils
-from conftest import ROOT, Mark, command
+from conftest import ROOT, Mark, command, same
 
 FLAGS = ("--dataset=digits", "--gpu=cpu", "--prune_percent=20")
 
@@ -42,7 +42,7 @@ def run(args, **changes):
 
 def files(args):
     """The bytes of a run's arrays."""
-    return {path.name: path.read_bytes() for path in utils.folders(args).dumps.glob("*.dat")}
+    return {path.name: path.read_bytes() for path in utils.Files(args).dumps.glob("*.dat")}
 
 
 # Taking up again
@@ -99,7 +99,7 @@ def test_overwriting_starts_anew_and_leaves_other_runs_alone(small_args):
     run(small_args(prune_iterations=1, end_iter=1, seed=3))
     args = small_args(prune_iterations=1, end_iter=2)
     run(args, overwrite=True)
-    dumps = utils.folders(args).dumps
+    dumps = utils.Files(args).dumps
     assert len(np.load(dumps / "lt_compression.dat")) == 1
     assert len(np.load(dumps / "lt_all_loss_0.dat")) == 2
     assert not (dumps / "lt_all_loss_1.dat").exists(), "a round of the run before"
@@ -118,7 +118,7 @@ def test_bad_usage_does_not_cost_the_results_there_are(small_args):
 def test_results_without_a_checkpoint_are_not_overwritten(small_args):
     args = small_args(prune_iterations=1, end_iter=1)
     before = run(args)
-    for path in utils.folders(args).saves.glob("checkpoint*"):
+    for path in utils.Files(args).saves.glob("checkpoint*"):
         path.unlink()
     with pytest.raises(utils.BadInput, match=r"without a checkpoint.*--overwrite"):
         run(args)
@@ -268,8 +268,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(small_args, monkeypatch):
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(small_args, capsys, tmp_path):
     args = small_args(prune_iterations=2)
     expected = run(args)
-    saves = utils.folders(args).saves
-    (utils.folders(args).dumps / "lt_compression.dat").write_bytes(b"")  # not finished, then
+    saves = utils.Files(args).saves
+    (utils.Files(args).dumps / "lt_compression.dat").write_bytes(b"")  # not finished, then
     newest = saves / "checkpoint_lt.pth.tar"
     newest.write_bytes(newest.read_bytes()[:-1000])
     assert run(args) == expected
@@ -282,21 +282,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(small_args, capsys, tm
     assert files(args) == expected
 
 
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    return a == b
-
-
 def test_damage_at_any_place_is_found(small_args, tiny):
     args = small_args(prune_iterations=1, end_iter=1)
     run(args)
-    path = utils.folders(args).saves / "checkpoint_lt.pth.tar"
-    whole, keys = path.read_bytes(), utils.CHECKPOINT
+    path = utils.Files(args).saves / "checkpoint_lt.pth.tar"
+    whole, keys = path.read_bytes(), {"state": dict, "args": dict}
     good = utils.load_checkpoint(path, keys)
     found = 0
     for place in range(0, len(whole), 10):
@@ -317,7 +307,7 @@ def test_damage_at_any_place_is_found(small_args, tiny):
 
 def test_a_second_process_on_the_same_run_is_refused_and_others_are_not(small_args):
     args = small_args(prune_iterations=1, end_iter=1)
-    saves = utils.folders(args).saves
+    saves = utils.Files(args).saves
     saves.mkdir(parents=True)
     with FileLock(saves / ".lt.lock"):
         result = command("main.py", *FLAGS, f"--output_dir={args.output_dir}")
@@ -348,7 +338,7 @@ def test_pickles_are_refused_and_never_executed(small_args, tmp_path):
         hostile.append((tmp_path / "hostile.pt").read_bytes())
     np.save(tmp_path / "hostile.npy", np.array([Mark(mark)], dtype=object), allow_pickle=True)
     hostile.append((tmp_path / "hostile.npy").read_bytes())
-    saves, dumps = utils.folders(args).saves, utils.folders(args).dumps
+    saves, dumps = utils.Files(args).saves, utils.Files(args).dumps
     for content in hostile:
         for path in saves.glob("checkpoint*"):
             path.write_bytes(content)
@@ -367,32 +357,29 @@ def test_pickles_are_refused_and_never_executed(small_args, tmp_path):
         utils.load_checkpoint(tmp_path / "hostile.pt", {})
 
 
-def test_initial_weights_that_are_hostile_other_or_gone_are_refused(small_args, tmp_path):
-    args = small_args(prune_iterations=1, end_iter=1)
-    run(args)
-    path = utils.folders(args).saves / "initial_state_dict_lt.pth.tar"
-    for content in (Mark(tmp_path / "mark"), {"1.weight": torch.zeros(2)}, archs.build("cifar10", "fc1").state_dict(), None):
+def test_initial_weights_that_are_hostile_other_or_gone_change_nothing_and_are_put_back(small_args, tmp_path):
+    path = utils.Files(small_args()).initial
+    expected = run(small_args(prune_iterations=5, end_iter=1))
+    whole = torch.load(path, weights_only=True)
+    run(small_args(prune_iterations=1, end_iter=1), overwrite=True)
+    contents = (Mark(tmp_path / "mark"), {"1.weight": torch.zeros(2)}, archs.build("digits", "fc1").state_dict(), None)
+    for rounds, content in enumerate(contents, start=2):
         path.unlink()
         if content is not None:
             torch.save(content, path)
-        with pytest.raises(utils.BadInput, match=r"initial_state_dict_lt.*--overwrite"):
-            run(args, prune_iterations=2)
-        path.touch()
+        found = run(small_args(prune_iterations=rounds, end_iter=1))
+        assert same(torch.load(path, weights_only=True), whole)
+    assert found == expected
     assert not (tmp_path / "mark").exists()
 
 
-def test_a_checkpoint_of_the_other_kind_of_device_is_taken_up(small_args, tiny):
-    """What a GPU would have left: another state of random numbers, here in the middle of an epoch, where it matters."""
-    args = small_args(prune_iterations=2, end_iter=2)
-    expected = run(args)
-    run(args, overwrite=True, prune_iterations=1)
-    path = utils.folders(args).saves / "checkpoint_lt.pth.tar"
-    saved = torch.load(path, weights_only=True)
-    saved["random"] = {"cuda": torch.zeros(16, dtype=torch.uint8)}
-    saved["iteration"] = 21
-    saved |= {name: saved[name][:1] for name in ("rows", "losses", "accuracies")}
-    torch.save(saved, path)
-    assert run(args, overwrite=False, prune_iterations=2).keys() == expected.keys()
+def test_a_checkpoint_holds_the_state_alone_so_that_another_device_can_take_it_up(small_args, tiny):
+    args = small_args(prune_iterations=1, end_iter=1)
+    run(args)
+    saved = torch.load(utils.Files(args).checkpoint, weights_only=True)
+    assert saved.keys() == {"state", "args"}
+    assert saved["args"] == vars(args)
+    assert utils.alike(vars(main.new_state(args, main.new_model(args, 0))), saved["state"])
 
 
 # Fuzzing
@@ -411,30 +398,33 @@ wrong = st.none() | st.integers(-3, 3) | st.text(max_size=3) | st.lists(st.integ
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(sorted(utils.CHECKPOINT)), wrong)
+@given(st.sampled_from([*utils.State.__annotations__, "state", "args"]), wrong)
 def test_a_checkpoint_with_anything_in_it_is_taken_up_or_refused(tmp_path, small_args, tiny, name, content):
     args = small_args(prune_iterations=1, end_iter=1)
-    path, original = utils.folders(args).saves / "checkpoint_lt.pth.tar", tmp_path / "original"
+    path, original = utils.Files(args).saves / "checkpoint_lt.pth.tar", tmp_path / "original"
     if not original.exists():
         run(args)
         original.write_bytes(path.read_bytes())
         (path.parent / "checkpoint_before_lt.pth.tar").unlink()
-    torch.save(torch.load(original, weights_only=True) | {name: content}, path)
-    (utils.folders(args).dumps / "lt_compression.dat").unlink(missing_ok=True)  # not finished, so that all of it is used
+    saved = torch.load(original, weights_only=True)
+    (saved if name in saved else saved["state"])[name] = content
+    torch.save(saved, path)
+    (utils.Files(args).dumps / "lt_compression.dat").unlink(missing_ok=True)  # not finished, so that all of it is used
     try:
         run(args)
     except (utils.BadInput, utils.Failure) as error:
         assert str(error)
 
 
-def test_a_spoilt_log_keeps_the_rows_that_are_whole(small_args, tiny, capsys):
-    log = utils.folders(small_args()).dumps / "lt_log.jsonl"
-    for rounds, spoil in enumerate((b"", b'{"round": 0}\n[1]\n{"rou', b"\x80\xff\n", b'{"round": 9}'), start=1):
-        run(small_args(prune_iterations=rounds, end_iter=2))
-        whole = log.read_bytes()
-        if rounds > 1:
-            rows = [json.loads(line) for line in log.read_text().splitlines()]
-            assert [(row["round"], row.get("epoch")) for row in rows][-2:] == [(rounds - 1, 1), (rounds - 1, 2)]
-            assert "has lost rows" in capsys.readouterr().out
-        log.write_bytes(spoil)
-        assert len(spoil) < len(whole)
+@pytest.mark.parametrize("spoilt", [None, b"", b'{"round": 0}\n[1]\n{"rou', b"\x80\xff\n", b'{"round": 9}\n' * 50])
+def test_a_spoilt_log_is_whole_again_when_the_run_goes_on(spoilt, small_args, tiny):
+    log = utils.Files(small_args()).log
+    run(small_args(prune_iterations=2, end_iter=2))
+    whole = log.read_bytes()
+    log.unlink()
+    if spoilt is not None:
+        log.write_bytes(spoilt)
+    run(small_args(prune_iterations=3, end_iter=2))
+    assert log.read_bytes().startswith(whole)
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(row["round"], row["epoch"]) for row in rows] == [(r, epoch) for r in range(3) for epoch in (1, 2)]

@@ -81,7 +81,7 @@ def test_a_signal_at_the_end_of_a_trial_stops_the_others_too(small_args, monkeyp
         for trial in utils.trials(args):
             main.main(trial)
     monkeypatch.undo()
-    assert not utils.folders(small_args(seed=1)).dumps.exists()
+    assert not utils.Files(small_args(seed=1)).dumps.exists()
     before = files(args.output_dir)
     main.main(args)
     assert files(args.output_dir) == before
