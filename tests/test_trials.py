@@ -77,7 +77,7 @@ def test_a_signal_at_the_end_of_a_trial_stops_the_others_too(small_args, monkeyp
     figure = utils.plot_round
     monkeypatch.setattr(utils, "plot_round", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), figure(*args)))
     args = small_args(prune_iterations=1, end_iter=1, trials=3)
-    with pytest.raises(utils.Stopped, match="SIGTERM in round 0 of seed 0, at its end"):
+    with pytest.raises(utils.Stopped, match="SIGTERM in round 0 of seed 0, after 20 iterations"):
         for trial in utils.trials(args):
             main.main(trial)
     monkeypatch.undo()
