@@ -4,13 +4,21 @@
 
 finds what `main.py` wrote under `dumps/`, of whatever length and of however many seeds, and draws for each experiment the
 accuracy against the percentage of weights remaining; early-stopping iteration, accuracy there and accuracy at the end, as in
-Figure 4 of the paper; and the accuracy while rounds train, as in its Figure 3. Several seeds give their mean, and their
-range. A table says the same in numbers.
+Figure 4 of the paper; and the accuracy while rounds train, as in its Figure 3. Several seeds of the same settings give their
+mean, and their range. Runs of different settings are curves of their own. A table says the same in numbers.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported, Ctrl-C needs no traceback
+
+import contextlib
 import json
 import math
+import re
 import sys
+import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +31,8 @@ EARLY_STOPPING = {  # the arrays of the paper's Figure 4, and what they are
     "finalaccuracy": "accuracy at the end (%)",
 }
 COLUMNS = {"bestaccuracy": "accuracy at best validation (%)", **EARLY_STOPPING}
+# Settings in which a prune type may differ from another and be compared with it all the same.
+OF_THE_TYPE = {"masks_from", "rewind_iter"}
 TRAINING_POINTS = 50  # of a curve over a round; more would show the noise of single evaluations
 
 
@@ -33,9 +43,9 @@ def main(args):
         arch_type, dataset = place.parts[-2:]
         if args.arch_type not in (None, arch_type) or args.dataset not in (None, dataset):
             continue
-        runs = read_runs(place)
+        runs, names = read_runs(args, place)
         if not runs.empty:
-            draw(args, place, runs)
+            draw(args, place, runs, names)
             summaries.append(summary(arch_type, dataset, runs))
             print(f"\n{text(summaries[-1])}\n")
     if not summaries:
@@ -50,19 +60,35 @@ def main(args):
 
 
 def seeds(place):
-    """The folders of an experiment's seeds."""
-    return [folder for folder in (place, *sorted(place.glob("seed*"))) if folder.is_dir()]
+    """The folders of an experiment's seeds, {folder: seed}."""
+    found = {folder: re.fullmatch(r"seed([1-9]\d*)", folder.name) for folder in place.glob("seed*") if folder.is_dir()}
+    numbers = {folder: int(match[1]) for folder, match in found.items() if match}
+    return {place: 0} | dict(sorted(numbers.items(), key=lambda item: item[1]))
 
 
-def read_runs(place):
-    """All finished rounds of all runs of an experiment, a row each: prune_type, seed, round, weights_remaining, COLUMNS."""
-    runs = [read_run(folder, kind) for kind in utils.PRUNE_TYPES for folder in seeds(place)]
-    runs = pd.concat([run for run in runs if run is not None] or [pd.DataFrame()])
+def read_runs(args, place):
+    """All finished rounds of all runs of an experiment, a row each: curve, seed, round, weights_remaining, COLUMNS.
+
+    And the runs' curves, {(prune type, folder): name}.
+    """
+    found = {(kind, folder): read_run(folder, kind) for kind in utils.PRUNE_TYPES for folder in seeds(place)}
+    found = {key: run for key, run in found.items() if run is not None}
+    recorded = {(kind, folder): read_settings(args, folder, kind) for kind, folder in found}
+    names = curve_names(recorded)
+    if any("," in name for name in names.values()):
+        curves = "; ".join(dict.fromkeys(names.values()))
+        print(f"combine_plots.py: {place} has runs of different settings, not averaged: {curves}", file=sys.stderr)
+    if len(recorded) > 1 and not any(recorded.values()):
+        print(f"combine_plots.py: the settings of {place} are not recorded, and taken to be the same", file=sys.stderr)
+    for (kind, folder), run in found.items():
+        run.insert(0, "seed", seeds(place)[folder])
+        run.insert(0, "curve", names[kind, folder])
+    runs = pd.concat(found.values(), ignore_index=True) if found else pd.DataFrame()
     if not runs.empty:
-        percents = runs.groupby(["prune_type", "round"])["weights_remaining"]
-        for kind in runs["prune_type"][percents.transform("max") - percents.transform("min") > 1e-6].unique():
-            print(f"combine_plots.py: the seeds of {kind} in {place} were pruned by different percentages", file=sys.stderr)
-    return runs
+        percents = runs.groupby(["curve", "round"])["weights_remaining"]
+        for curve in runs["curve"][percents.transform("max") - percents.transform("min") > 1e-6].unique():
+            print(f"combine_plots.py: the seeds of {curve} in {place} were pruned by different percentages", file=sys.stderr)
+    return runs, names
 
 
 def read_run(folder, kind):
@@ -79,27 +105,74 @@ def read_run(folder, kind):
         print(f"combine_plots.py: left out: {error}", file=sys.stderr)
         return None
     rounds = min(map(len, arrays.values()))  # a run may be between two files just now
-    run = pd.DataFrame({"prune_type": kind, "seed": folder.name, "round": range(rounds)})
-    run["weights_remaining"] = arrays["compression"][:rounds]
+    run = pd.DataFrame({"round": range(rounds), "weights_remaining": arrays["compression"][:rounds]})
     for name in COLUMNS:
         run[name] = arrays[name][:rounds] if name in arrays else math.nan
     return run
 
 
-def read_training(place, rounds):
-    """What the logs have of these rounds, a row for each evaluation, of all runs."""
+def read_settings(args, folder, kind):
+    """What a run recorded of its settings, ({flag: value}, {flag: default}); None where it recorded nothing.
+
+    Runs of before there was a file for that have them in their tickets.
+    """
+    path = folder / f"{kind}_settings.json"
+    saves = Path(args.output_dir, "saves", folder.relative_to(Path(args.output_dir, "dumps", "lt")))
+    settings, defaults = {}, {}
+    try:
+        recorded = json.loads(path.read_text())
+        settings, defaults = dict(recorded["settings"]), dict(recorded["defaults"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if path.exists():
+            print(f"combine_plots.py: {path} is damaged ({error}): the ticket's settings count", file=sys.stderr)
+        with contextlib.suppress(utils.BadInput, OSError):
+            settings = utils.load_checkpoint(saves / f"0_model_{kind}.pth.tar", {"args": dict})["args"]
+    if not settings:
+        return None
+    bound = {name: value for name, value in settings.items() if name not in {*utils.FREE_SETTINGS, "seed", "prune_type"}}
+    for name in bound.keys() & {"network", "data"}:  # too long to be shown
+        bound[name] = f"{zlib.crc32(str(bound[name]).encode()):08x}"
+    return bound, defaults
+
+
+def curve_names(recorded):
+    """What a curve is called, for what `read_settings` gave, {(prune type, folder): name}: the settings that differ are named.
+
+    A setting that a run does not have, as it is new, counts as its default.
+    """
+    known = {key: found for key, found in recorded.items() if found}
+    bound = {name for settings, _ in known.values() for name in settings}
+    defaults = {name: value for _, found in known.values() for name, value in found.items() if name in bound}
+    columns = {}
+    for key, (settings, _) in known.items():
+        for name, value in (defaults | settings).items():
+            columns.setdefault(name, {})[key] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    names = {}
+    for kind, folder in recorded:
+        parts = [kind]
+        for name, column in columns.items():
+            others = [value for (other, _), value in column.items() if other == kind or name not in OF_THE_TYPE]
+            if (kind, folder) in column and len(set(others)) > 1:
+                parts.append(f"{name}={column[kind, folder]}")
+        if known and (kind, folder) not in known:
+            parts.append(f"settings of {folder.name} not recorded")
+        names[kind, folder] = ", ".join(parts)
+    return names
+
+
+def read_training(names, rounds):
+    """What the logs have of these rounds, a row for each evaluation of the runs, {(prune type, folder): curve}."""
     rows = []
-    for kind in utils.PRUNE_TYPES:
-        for folder in seeds(place):
-            path = folder / f"{kind}_log.jsonl"
-            for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-                try:
-                    row = json.loads(line)
-                    if row["round"] in rounds:
-                        values = {name: float(row[name]) for name in ("weights_remaining", "iteration", "test_accuracy")}
-                        rows.append({"prune_type": kind, "seed": folder.name, **values})
-                except (ValueError, KeyError, TypeError):  # the last line of a run that writes it just now
-                    continue
+    for (kind, folder), curve in names.items():
+        path = folder / f"{kind}_log.jsonl"
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+            try:
+                row = json.loads(line)
+                values = {name: float(row[name]) for name in ("weights_remaining", "iteration", "test_accuracy")}
+                if row["round"] in rounds and all(map(math.isfinite, values.values())):
+                    rows.append({"curve": curve, "seed": folder.name, "round": row["round"], **values})
+            except (ValueError, KeyError, TypeError):  # the last line of a run that writes it just now
+                continue
     return pd.DataFrame(rows)
 
 
@@ -107,13 +180,14 @@ def read_training(place, rounds):
 
 
 def summary(arch_type, dataset, runs):
-    """A row for each prune type and round: the number of trials, the mean, the lowest and the highest of every column."""
-    groups = runs.groupby(["prune_type", "round"], sort=False)
+    """A row for each curve and round: the number of trials, the mean, the lowest and the highest of every column."""
+    groups = runs.groupby(["curve", "round"], sort=False)
     table = groups[[*COLUMNS]].agg(["mean", "min", "max"])
     table.columns = ["_".join(names).removesuffix("_mean") for names in table.columns]
     table.insert(0, "trials", groups.size())
     table.insert(0, "weights_remaining", groups["weights_remaining"].mean())
     table = table.reset_index()
+    table.insert(0, "prune_type", table["curve"].str.split(", ").str[0])
     table.insert(0, "dataset", dataset)
     table.insert(0, "arch_type", arch_type)
     return table
@@ -121,7 +195,7 @@ def summary(arch_type, dataset, runs):
 
 def text(table):
     """A summary for people: each mean with its range."""
-    shown = table[["prune_type", "round", "weights_remaining", "trials"]].rename(columns={"weights_remaining": "remaining (%)"})
+    shown = table[["curve", "round", "weights_remaining", "trials"]].rename(columns={"weights_remaining": "remaining (%)"})
     for name, title in COLUMNS.items():
         triples = table[[name, f"{name}_min", f"{name}_max"]].itertuples(index=False)
         shown[title] = [spread(*triple, digits=0 if name == "earlystop" else 2) for triple in triples]
@@ -137,19 +211,19 @@ def spread(mean, low, high, digits):
 # Figures
 
 
-def draw(args, place, runs):
+def draw(args, place, runs, names):
     """All figures that an experiment's results allow."""
     arch_type, dataset = place.parts[-2:]
     folder, title = Path(args.output_dir, "plots", "lt", "combined_plots"), f"{arch_type}, {dataset}"
     path = folder / f"combined_{arch_type}_{dataset}.png"
-    utils.plot_accuracy(path, runs["prune_type"], runs["weights_remaining"], runs["bestaccuracy"], title)
+    utils.plot_accuracy(path, runs["curve"], runs["weights_remaining"], runs["bestaccuracy"], title)
     print(f"{path}: {describe(runs)}")
     complete = runs.dropna()
     if not complete.empty:
         path = folder / f"earlystop_{arch_type}_{dataset}.png"
         plot_early_stopping(path, complete, title)
         print(f"{path}: early stopping and the end of training")
-    training = read_training(place, args.rounds)
+    training = read_training(names, args.rounds)
     if not training.empty:
         path = folder / f"training_{arch_type}_{dataset}.png"
         plot_training(path, training, title)
@@ -158,13 +232,16 @@ def draw(args, place, runs):
 
 def describe(runs):
     parts = []
-    for kind, group in runs.groupby("prune_type", sort=False):
+    for curve, group in runs.groupby("curve", sort=False):
         lengths = sorted(group.groupby("seed").size().unique())
         rounds = " to ".join(map(str, dict.fromkeys([lengths[0], lengths[-1]])))
         trials = group["seed"].nunique()
-        parts.append(f"{kind} with {rounds} rounds" + (f" and {trials} seeds" if trials > 1 else ""))
-    absent = [kind for kind in ("lt", "reinit") if kind not in set(runs["prune_type"])]
-    return ", ".join(parts) + (f" ({' and '.join(absent)} not run yet)" if absent else "")
+        parts.append(
+            f"{curve} with {rounds} round{'' if rounds == '1' else 's'}" + (f" and {trials} seeds" if trials > 1 else "")
+        )
+    run = {curve.split(",")[0] for curve in runs["curve"]}
+    absent = [kind for kind in ("lt", "reinit") if kind not in run]
+    return "; ".join(parts) + (f" ({' and '.join(absent)} not run yet)" if absent else "")
 
 
 def plot_early_stopping(path, runs, title):
@@ -172,28 +249,37 @@ def plot_early_stopping(path, runs, title):
     with utils.figure(path, rows=3) as (panels, sns):
         for axes, (name, label) in zip(panels, EARLY_STOPPING.items(), strict=True):
             first = axes is panels[0]
-            utils.curves(axes, sns, runs["prune_type"], runs["weights_remaining"], runs[name], err_style="bars", legend=first)
+            utils.curves(axes, sns, runs["curve"], runs["weights_remaining"], runs[name], err_style="bars", legend=first)
             axes.set_ylabel(label.replace("stopping ", "stopping\n").replace(" (", "\n("))
         panels[0].legend(title=title)
 
 
 def plot_training(path, rows, title):
-    """The layout of the paper's Figure 3: test accuracy over the iterations of some rounds, a panel for each prune type."""
+    """The layout of the paper's Figure 3: test accuracy over the iterations of some rounds, a panel for each curve."""
     width = max(1, rows["iteration"].max() / TRAINING_POINTS)
     rows["iteration"] = (rows["iteration"] / width).apply(math.ceil) * width
-    rows = rows.groupby(["prune_type", "seed", "weights_remaining", "iteration"], sort=False).mean().reset_index()
-    rows["remaining"] = rows["weights_remaining"].map("{:.3g}".format)
-    order = rows.sort_values("weights_remaining", ascending=False)["remaining"].unique()
-    kinds = rows["prune_type"].unique()
+    rows = rows.groupby(["curve", "seed", "round", "iteration"], sort=False).mean().reset_index()
+    remaining = rows.groupby("round")["weights_remaining"].agg(["min", "max"])
+    texts = [f"{low:.3g}" if high - low < 1e-6 else "differs" for low, high in remaining.itertuples(index=False)]
+    labels = {
+        number: f"{text} (round {number})" if text == "differs" or texts.count(text) > 1 else text
+        for number, text in zip(remaining.index, texts, strict=True)
+    }
+    rows["remaining"] = rows["round"].map(labels)
+    curves = rows["curve"].unique()
     # The first evaluations, far below, would leave no room for what the rounds differ in.
-    limits = rows["test_accuracy"].quantile(0.03), rows["test_accuracy"].max() + 0.1
-    with utils.figure(path, rows=len(kinds)) as (panels, sns):
-        for axes, kind in zip(panels, kinds, strict=True):
-            here, first = rows[rows["prune_type"] == kind], axes is panels[0]
-            names = {"x": "iteration", "y": "test_accuracy", "hue": "remaining"}
-            sns.lineplot(here, **names, hue_order=order, errorbar=("pi", 100), legend=first, ax=axes)
-            axes.set(xlabel="iteration", ylabel=f"{kind}\ntest accuracy (%)", ylim=limits)
-        panels[0].legend(title=f"{title}\nweights remaining (%)", ncols=2, loc="lower right")
+    limits = rows["test_accuracy"].quantile(0.03) - 0.1, rows["test_accuracy"].max() + 0.1
+    with utils.figure(path, rows=len(curves)) as (panels, sns):
+        for axes, curve in zip(panels, curves, strict=True):
+            here = rows[rows["curve"] == curve]
+            few = here.groupby(["seed", "round"]).size().max() <= 10  # a line of one point cannot be seen
+            names = {"x": "iteration", "y": "test_accuracy", "hue": "remaining", "hue_order": list(labels.values())}
+            sns.lineplot(here, **names, errorbar=("pi", 100), marker="o" if few else None, legend=axes is panels[0], ax=axes)
+            axes.set(xlabel="iteration", ylabel=f"{curve.replace(', ', chr(10))}\ntest accuracy (%)", ylim=limits)
+        handles, texts = panels[0].get_legend_handles_labels()
+        panels[0].get_legend().remove()
+        heading = f"{title}: weights remaining (%)"
+        panels[0].figure.legend(handles, texts, title=heading, ncols=4, loc="outside upper center")  # where no curve is
 
 
 def parse_args(argv=None):

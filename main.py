@@ -15,12 +15,21 @@ To watch: tensorboard --logdir=runs
 J. Frankle and M. Carbin, "The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks", ICLR 2019.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported, Ctrl-C needs no traceback
+
 import bisect
 import copy
 import math
+import re
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from itertools import compress
 
 import numpy as np
 import torch
@@ -32,25 +41,78 @@ from torch.optim.sgd import sgd
 import archs
 import utils
 
-EVAL_BATCH = 500  # small enough for a CPU's caches
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (nn.Linear, nn.Bilinear, *CONVOLUTIONS)  # whose weights are pruned
+EVAL_BATCH = {"cpu": 500, "cuda": 2000}  # small enough for a CPU's caches, large enough for a GPU to be busy
 
 
 def main(args):
-    device = pick_device(args.gpu)
-    with utils.Run(args) as run:
-        if run.finished():
+    """Run the trials of a command, once whatever can be checked of all of them has been."""
+    device, model = pick_device(args.gpu), new_model(args, round_=0)
+    rates, network = percents(args, model), re.sub(r" at 0x[0-9a-f]+", "", str(model))
+    shared = ("dataset", "arch_type", "prune_percent", "prune_percent_conv")  # on which other flags' defaults depend
+    with utils.opened(args, network, vars(parse_args([f"--{name}={getattr(args, name)}" for name in shared]))) as runs:
+        if not runs:
             return
-        data = load_data(args, device)
-        state = new_state(args, prepare(new_model(args, round_=0), args, device))
-        rates = percents(args, state.model)
-        run.begin(state, *iterations(args, data))
+        data, state = load_data(runs[0].args, device), new_state(args, model)
+        for run in runs:
+            run.check(data.digest, state, *iterations(args, data))
+        for run in runs:
+            if run.overwrites():
+                run.clear()
+        print(plan(args, model, rates, data, len(runs)), flush=True)
+        failures, state = [], None
+        for run in runs:
+            data = data or load_data(run.args, device)
+            try:
+                experiment(run, data, rates, device)
+            except utils.Failure as failure:
+                failures.append(run.fail(failure))
+            data = None  # the next trial holds out other examples
+    if failures:
+        utils.await_others(args)
+        raise utils.Failure("; ".join(failures))
 
+
+def experiment(run, data, rates, device):
+    """One trial: train, prune the smallest weights, reset the survivors, repeat."""
+    args = run.args
+    state = new_state(args, prepare(new_model(args, round_=0), args, device))
+    with run:
+        run.begin(state)
+
+        steps, end = iterations(args, data)
+        if state.round >= args.prune_iterations and state.iteration < end:  # a round of when more were asked for
+            utils.write_log(run.files, state.rows)
+            utils.write_rounds(run, state.rows[:-1], steps, end)
+            return
         train(args, state, data, run)
         while state.round + 1 < args.prune_iterations:
-            masks = next_masks(args, state, rates)
-            new = new_model(args, state.round + 1).state_dict() if args.prune_type == "reinit" else state.initial
-            reset(args, state, masks, new)
+            reset(args, state, next_masks(run, state, rates))
             train(args, state, data, run)
+
+
+def plan(args, model, rates, data, runs):
+    """What a command is about to do, in a line, and in another what of the network is never pruned."""
+    _, end = iterations(args, data)
+    weights = prunable(model)
+    total = sum(weight.numel() for weight in weights.values())
+    counts = {name: weight.numel() for name, weight in weights.items()}
+    for _ in range(args.prune_iterations - 1):
+        counts = {name: count - round(rates[name] / 100 * count) for name, count in counts.items()}
+    tensors = [tensor for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    size = runs * (args.prune_iterations * (2 * held + total + 1e5) + 2 * (5 * held + total) + held)  # tickets, checkpoints
+    of_runs = f"{runs} trials of " if runs > 1 else ""
+    rounds = "1 round" if args.prune_iterations == 1 else f"{args.prune_iterations} rounds"
+    lines = [
+        f"{of_runs}{rounds} of {end} iterations, down to {100 * sum(counts.values()) / total:.2f}% of "
+        f"the {total} weights; about {size / 1e6:.0f} MB of results in {args.output_dir}"
+    ]
+    others = {name: tuple(p.shape) for name, p in model.named_parameters() if p.dim() > 1 and name not in weights}
+    if others:
+        lines.append("not pruned: " + ", ".join(f"{name} {shape}" for name, shape in others.items()))
+    return "\n".join(lines)
 
 
 def pick_device(gpu):
@@ -60,8 +122,11 @@ def pick_device(gpu):
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if gpu < count:
+        if not torch.cuda.is_available():
+            raise utils.BadInput(f"torch {torch.__version__} cannot use the GPU: update its driver, or use --gpu=cpu")
         torch.cuda.set_device(gpu)
         torch.set_float32_matmul_precision("high")  # TF32
+        torch.backends.cudnn.benchmark = True
         return torch.device("cuda", gpu)
     if gpu == count == 0:
         print("no GPU found: running on the CPU")
@@ -87,12 +152,13 @@ class Data:
     val: list  # the test part itself where nothing is held out
     test: list
     normalize: Callable  # uint8 images -> float images of mean 0 and standard deviation 1
+    digest: str = ""  # by which other data can be told from these
 
 
 def load_data(args, device):
     """The dataset on `device`, as Data. Raises BadInput where it is not there or does not go with the settings."""
-    facts = archs.facts(args.dataset)
     try:
+        facts = archs.facts(args.dataset)
         images, labels = archs.load(args.dataset, args.data_dir, train=True)
         test = archs.load(args.dataset, args.data_dir, train=False)
     except (OSError, ValueError) as error:
@@ -103,6 +169,10 @@ def load_data(args, device):
         raise utils.BadInput(f"--val_size={val_size} leaves nothing of the {len(labels)} training examples to train on")
     if args.batch_size > train_size:
         raise utils.BadInput(f"--batch_size={args.batch_size} is larger than the {train_size} training examples")
+    crc = zlib.crc32(f"{facts.MEAN} {facts.STD}".encode())
+    for tensor in (images, labels, *test):
+        crc = zlib.crc32(tensor.numpy(), crc)
+    digest = f"{len(labels)} + {len(test[1])} examples, digest {crc:08x}"
     seed_torch(args.seed)
     train, val = torch.randperm(len(labels)).split([train_size, val_size])
     if val_size == 0:
@@ -111,7 +181,7 @@ def load_data(args, device):
     mean, std = (255 * torch.tensor(x, device=device).view(-1, 1, 1) for x in (facts.MEAN, facts.STD))
     parts = [(images[train], labels[train]), (images[val], labels[val]), test]
     train, val, test = ([x.to(device), y.to(device)] for x, y in parts)
-    data = Data(train, val if val_size else test, test, lambda images: images.float().sub_(mean).div_(std))
+    data = Data(train, val if val_size else test, test, lambda images: images.float().sub_(mean).div_(std), digest)
     _, end = iterations(args, data)
     if args.rewind_iter >= end:
         raise utils.BadInput(f"--rewind_iter={args.rewind_iter} is not within a round, which has {end} iterations")
@@ -130,9 +200,14 @@ def new_model(args, round_):
     Batch norm stays as it is built, at its identity.
     """
     seed_torch(args.seed, round_, 0)  # epoch 0, as training counts from 1
-    model = archs.build(args.dataset, args.arch_type)
+    try:
+        model = archs.build(args.dataset, args.arch_type)
+    except ValueError as error:
+        raise utils.BadInput(error) from error
+    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
+        raise utils.BadInput(f"{args.arch_type} has lazy layers, which cannot be initialized: give them their sizes")
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, LAYERS) and module.weight.requires_grad:
             nn.init.xavier_normal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -141,7 +216,9 @@ def new_model(args, round_):
 
 def prepare(model, args, device):
     """The model on `device`, in the memory format and precision that it trains in."""
-    model = model.to(device, memory_format=torch.channels_last)
+    if all(parameter.dim() != 5 for parameter in model.parameters()):  # Conv3d has a format of its own
+        model = model.to(memory_format=torch.channels_last)
+    model = model.to(device)
     if args.amp:
         model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
     return model
@@ -149,10 +226,15 @@ def prepare(model, args, device):
 
 def new_state(args, model):
     """A run at its beginning, with the network as it is."""
-    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
     moments, initial = new_moments(args, model), copy.deepcopy(model.state_dict())
     loss = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
-    return utils.State(masks=masks, model=model, initial=initial, best=copy.deepcopy(initial), moments=moments, loss=loss)
+    held = {"model": model, "initial": initial, "best": copy.deepcopy(initial), "moments": moments, "loss": loss}
+    return utils.State(masks=dense_masks(model), **held)
+
+
+def dense_masks(model):
+    """Masks of the unpruned network, {parameter name: bool tensor}, true where a weight survives."""
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
 
 
 def new_moments(args, model):
@@ -165,12 +247,12 @@ def new_moments(args, model):
 
 
 def prunable(model):
-    """The weights of the model's convolutions and linear layers, {parameter name: parameter}.
+    """The weights of the model's convolutions and linear layers that are not frozen, {parameter name: parameter}.
 
     By the layer's type, since batch norm calls its scale "weight" too.
     """
-    weights = {id(module.weight) for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in weights}
+    weights = {id(module.weight) for module in model.modules() if isinstance(module, LAYERS)}
+    return {name: p for name, p in model.named_parameters() if id(p) in weights and p.requires_grad and p.numel()}
 
 
 def prune(weights, masks, percent, scope="layer"):
@@ -199,11 +281,11 @@ def prune(weights, masks, percent, scope="layer"):
     return pruned
 
 
-def next_masks(args, state, rates):
+def next_masks(run, state, rates):
     """The masks of the next round, from the masks and the trained weights of this one, or from another run."""
-    round_ = state.round + 1
+    args, round_ = run.args, state.round + 1
     if args.masks_from:
-        wanted = utils.read_masks(args, round_, state.masks)
+        wanted = utils.read_masks(run, round_, state.masks)
     else:
         wanted = prune(prunable(state.model), state.masks, rates, args.prune_scope)
     if args.prune_type == "random":
@@ -213,14 +295,53 @@ def next_masks(args, state, rates):
 
 
 def percents(args, model):
-    """What percentage of each layer goes in a round, {parameter name: percent}; the last layer is the output."""
-    weights = prunable(model)
-    found = {name: args.prune_percent_conv if weight.dim() == 4 else args.prune_percent for name, weight in weights.items()}
-    found |= {name: args.prune_percent_downsample for name in weights if "downsample" in name.split(".")}
-    found |= {list(weights)[-1]: args.prune_percent_output}
+    """What percentage of each layer goes in a round, {parameter name: percent}."""
+    weights, last = prunable(model), last_layer(args, model)
+    convolutions = {id(module.weight) for module in model.modules() if isinstance(module, CONVOLUTIONS)}
+    found = {}
+    for name, weight in weights.items():
+        found[name] = args.prune_percent_conv if id(weight) in convolutions else args.prune_percent
+        if "downsample" in name.split("."):
+            found[name] = args.prune_percent_downsample
+        if weight is last.weight:
+            found[name] = args.prune_percent_output
     if not any(found.values()):
         raise utils.BadInput(f"nothing of {args.arch_type} would be pruned: the percentages of all its layers are 0")
     return found
+
+
+def last_layer(args, model):
+    """The layer that runs last in a forward pass, which is the output.
+
+    Raises BadInput where the network cannot be trained on images of this shape, gives no logits, or has nothing to prune.
+    """
+    facts, ran = archs.facts(args.dataset), []
+    shape, few = (facts.CHANNELS, facts.SIZE, facts.SIZE), min(2, args.batch_size)
+    layers = [module for module in model.modules() if isinstance(module, LAYERS)]
+    hooks = [layer.register_forward_hook(lambda layer, *_: ran.append(layer)) for layer in layers]
+    try:
+        for _ in (model.eval(), model.train()):
+            ran.clear()
+            logits = model(torch.zeros(few, *shape, device=next(model.parameters(), torch.empty(0)).device))
+            if not isinstance(logits, torch.Tensor) or logits.shape != (few, facts.CLASSES):
+                found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+                raise utils.BadInput(f"{args.arch_type} gives {found}, not logits of shape {(few, facts.CLASSES)}")
+        if prunable(model):
+            F.cross_entropy(logits.float(), torch.zeros(few, dtype=torch.int64, device=logits.device)).backward()
+    except (utils.BadInput, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the code of a network may raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise utils.BadInput(f"{args.arch_type} cannot be trained on batches of shape {(few, *shape)}: {reason}") from error
+    finally:
+        model.zero_grad()
+        for hook in hooks:
+            hook.remove()
+    if not prunable(model):
+        raise utils.BadInput(
+            f"nothing of {args.arch_type} can be pruned: it has no convolution and no linear layer that trains"
+        )
+    return ran[-1]
 
 
 def random_masks(wanted, masks):
@@ -234,14 +355,14 @@ def random_masks(wanted, masks):
     return drawn
 
 
-def reset(args, state, masks, weights):
-    """Begin the next round: all that the network holds as in the state dict `weights`, under `masks`, a fresh optimizer."""
+def reset(args, state, masks):
+    """Begin the next round, under `masks` and with a fresh optimizer: all that the network holds as it was at first, or new."""
     state.round += 1
     state.iteration = args.rewind_iter  # a rewound network goes on from there
     state.seconds = 0.0
     state.rows.append([])
     utils.fill(state.masks, masks)
-    state.model.load_state_dict(weights)
+    state.model.load_state_dict(new_model(args, state.round).state_dict() if args.prune_type == "reinit" else state.initial)
     apply_masks(state.model, state.masks)
     utils.fill(state.moments, new_moments(args, state.model))
     state.loss.zero_()
@@ -260,8 +381,8 @@ def train(args, state, data, run):
     start, device = state.iteration, data.train[1].device
     random = torch.cuda.default_generators[torch.cuda.current_device()] if device.type == "cuda" else torch.default_generator
     epoch = Epoch(args, steps, device)
-    step = graphed(make_step(args, state, data, epoch), state, epoch)
     state.model.train()
+    step = graphed(make_step(args, state, data, epoch), state, epoch)
     with utils.Log(args, state, steps, end) as log:
         while state.iteration < end:
             index = state.iteration % steps
@@ -282,7 +403,7 @@ def train(args, state, data, run):
                 if utils.best(state.rows[-1]) is row:
                     utils.fill(state.best, state.model.state_dict())
             run.checkpoint(state, now=state.iteration == end)
-        utils.end_round(args, state, log)
+        utils.end_round(run, state, log, trained=start < end)
     run.checkpoint(state)  # where a signal came since
 
 
@@ -351,6 +472,10 @@ def update(args, parameters, moments, lr):
 
     Its classes do the same, but take half as long again on a small network for their bookkeeping.
     """
+    moved = [parameter.grad is not None for parameter in parameters]
+    if not all(moved):  # as with its classes, what is frozen or not used stays as it is
+        parameters = list(compress(parameters, moved))
+        moments = {name: list(compress(tensors, moved)) for name, tensors in moments.items()}
     gradients = [parameter.grad for parameter in parameters]
     settings = {"lr": lr, "weight_decay": args.weight_decay, "maximize": False, "fused": True}
     if args.optimizer == "sgd":
@@ -379,8 +504,7 @@ def graphed(step, state, epoch):
     """
     if not epoch.done.is_cuda:
         return step
-    before = utils.copied(vars(state))
-    stream = torch.cuda.Stream()
+    before, stream = utils.copied(vars(state)), side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -389,16 +513,24 @@ def graphed(step, state, epoch):
     torch.cuda.current_stream().wait_stream(stream)
     try:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             step()
         step = graph.replay
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        print(f"no CUDA graph, each step is launched anew: {str(error).splitlines()[0]}")
+        while error.__context__:  # leaving a capture that failed raises an error of its own
+            error = error.__context__
+        if isinstance(error, torch.OutOfMemoryError):
+            raise error from None
+        print(f"no CUDA graph, each step is launched anew: {' '.join(str(error).splitlines()[:1])}")
         torch.cuda.synchronize()
     utils.fill(vars(state), before)
     return step
+
+
+@cache
+def side_stream():
+    """The stream for warm-up and capture of every round."""
+    return torch.cuda.Stream()
 
 
 def measure(args, state, data, steps, due):
@@ -423,7 +555,8 @@ def evaluate(model, examples, normalize):
     model.eval()
     images, labels = examples
     loss, correct = torch.zeros(2, dtype=torch.float64, device=labels.device)
-    for x, y in zip(images.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True):
+    size = EVAL_BATCH[labels.device.type]
+    for x, y in zip(images.split(size), labels.split(size), strict=True):
         logits = model(normalize(x)).float()
         loss += F.cross_entropy(logits, y, reduction="sum")
         correct += (logits.argmax(1) == y).sum()
@@ -492,6 +625,10 @@ def parse_args(argv=None):
     add("--print_freq", default=1, type=count, metavar="N", help="epochs between changes of the progress line")
 
     args = parser.parse_args(argv)
+    try:
+        facts = archs.facts(args.dataset)
+    except ValueError as error:
+        parser.error(str(error))
     if args.arch_type not in archs.architectures(args.dataset):
         names = ", ".join(archs.architectures(args.dataset))
         parser.error(f"--arch_type={args.arch_type} is not for --dataset={args.dataset}, which has {names}")
@@ -502,7 +639,7 @@ def parse_args(argv=None):
     if args.seed + args.trials > 2**64:
         parser.error(f"--trials={args.trials} from --seed={args.seed} on goes beyond the last seed, 2**64 - 1")
     if args.val_size is None:
-        args.val_size = archs.facts(args.dataset).VAL_SIZE
+        args.val_size = facts.VAL_SIZE
     for name, above in (("conv", "percent"), ("output", "percent"), ("downsample", "percent_conv")):
         if getattr(args, f"prune_percent_{name}") is None:
             setattr(args, f"prune_percent_{name}", getattr(args, f"prune_{above}"))
@@ -512,5 +649,4 @@ def parse_args(argv=None):
 
 if __name__ == "__main__":
     with utils.one_line_errors("main.py"):
-        for trial in utils.trials(parse_args()):
-            main(trial)
+        main(parse_args())

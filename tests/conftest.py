@@ -35,8 +35,9 @@ def png_size(path):
 
 @pytest.fixture
 def train_round(monkeypatch):
-    """A function that trains for a round, without the files of its end: train_round(args, model or state, data) -> state."""
-    monkeypatch.setattr(utils, "end_round", lambda *_: None)
+    """A function that trains for a round, without checkpoints and files: train_round(args, model or state, data) -> state."""
+    monkeypatch.setattr(utils, "end_round", lambda *_, **__: None)
+    monkeypatch.setattr(utils.Run, "checkpoint", lambda *_, **__: None)
 
     def train(args, start, data, masks=None):
         state = main.new_state(args, start) if isinstance(start, nn.Module) else start

@@ -2,7 +2,10 @@
 
 import gzip
 import pickle
+import re
+import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from torchvision.datasets import cifar, mnist
 import archs
 import main
 import utils
-from conftest import Mark, small_data
+from conftest import ROOT, Mark, command, small_data
 
 PAIRS = [(dataset, arch_type) for dataset in archs.datasets() for arch_type in archs.architectures(dataset)]
 
@@ -45,7 +48,7 @@ def test_train_prune_reset_train(dataset, arch_type, small_args, train_round):
         for name, mask in pruned.items():
             alive = int(masks[name].sum())
             assert mask.sum() == alive - round(0.2 * alive)
-        main.reset(args, state, pruned, state.initial)
+        main.reset(args, state, pruned)
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, initial[name] * pruned[name] if name in pruned else initial[name])
 
@@ -184,3 +187,144 @@ def test_cifar_files_of_unknown_content_are_never_unpickled(dataset, tmp_path, m
     with pytest.raises(ValueError, match="damaged"):
         archs.load(dataset, tmp_path, train=True)
     assert not (tmp_path / "mark").exists()
+
+
+# Mistakes in files of one's own
+
+
+GOOD = {
+    "CHANNELS": "1", "SIZE": "28", "CLASSES": "10", "MEAN": "(0.5,)", "STD": "(0.5,)", "VAL_SIZE": "10", "FILES": "[]",
+    "load": "lambda data_dir, train: (torch.zeros(30, 1, 28, 28, dtype=torch.uint8), torch.zeros(30, dtype=torch.long))",
+}  # fmt: skip
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A copy of the code to add datasets and architectures to; own(flags) runs it and gives the error."""
+    for name in ("main.py", "utils.py", "archs"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+
+    def run(*flags):
+        flags = (*flags, "--prune_iterations=2", "--end_iter=1", "--batch_size=10", "--gpu=cpu", "--val_size=10")
+        result = command("main.py", *flags, cwd=tmp_path)
+        assert "Traceback" not in result.stderr
+        assert result.returncode == 0 or result.stderr.count("\n") == 1, result.stderr
+        return result.returncode, result.stderr
+
+    run.folder = tmp_path / "archs"
+    return run
+
+
+def write_dataset(folder, name, **changes):
+    facts = {fact: value for fact, value in (GOOD | changes).items() if value is not None}
+    (folder / name).mkdir(exist_ok=True)
+    text = "import torch\n" + "".join(f"{fact} = {value}\n" for fact, value in facts.items())
+    (folder / name / "__init__.py").write_text(text)
+
+
+LABELS = "lambda data_dir, train: (torch.zeros(30, 1, 28, 28, dtype=torch.uint8), {})"
+DATASETS = [
+    ({"load": LABELS.format("torch.zeros(30)")}, "labels of float32"),
+    ({"load": LABELS.format("torch.zeros(30, 1, dtype=torch.long)")}, r"labels of int64 of shape \(30, 1\)"),
+    ({"load": LABELS.format("torch.full((30,), 10)")}, r"labels in 10..10, not in 0..9"),
+    ({"load": LABELS.format("torch.zeros(29, dtype=torch.long)")}, "30 images and 29 labels"),
+    ({"load": "lambda data_dir, train: torch.zeros(3)"}, "two arrays"),
+    ({"load": "lambda data_dir, train: None"}, "two arrays"),
+    ({"load": "lambda data_dir, train: (nothing, train)"}, r"mine/__init__.py, line 9: NameError: name 'nothing'"),
+    ({"load": "lambda data_dir: None"}, r"mine/__init__.py: TypeError"),
+    ({"load": None}, "has no load"),
+    ({"load": LABELS.replace("uint8", "float32").format("torch.zeros(30)")}, "images of float32"),
+    ({"MEAN": "(127.0,)"}, r"MEAN must have one number.*0\.\.1"),
+    ({"MEAN": "(0.5, 0.5, 0.5)"}, "MEAN must have one number for each channel"),
+    ({"MEAN": "0.5"}, "MEAN must"),
+    ({"STD": "(0,)"}, "STD must"),
+    ({"STD": "(64,)"}, "STD must"),
+    ({"STD": None}, "has no STD"),
+    ({"CLASSES": "'ten'"}, "CLASSES must be a whole number"),
+    ({"FILES": None}, "has no FILES"),
+    ({"FILES": "'x.npz'"}, "FILES must be a list of names"),
+    ({"load": "lambda data_dir, train: [][1]"}, r"mine/__init__.py, line 9: IndexError"),
+    ({"VAL_SIZE": "5 +"}, "SyntaxError"),
+    ({"SIZE": "math.nan"}, r"line 3: NameError"),
+]
+
+
+def test_a_datasets_mistakes_are_named(tmp_path):
+    package = tmp_path / "archs"
+    shutil.copytree(ROOT / "archs", package)
+    for number, (changes, _) in enumerate(DATASETS):
+        write_dataset(package, f"mine{number}", **changes)
+    code = f"""
+import archs
+for number in range({len(DATASETS)}):
+    try:
+        archs.load(f"mine{{number}}", "nowhere", True)
+    except (ValueError, OSError) as error:
+        print(error)
+"""
+    result = command("-c", code, cwd=tmp_path)
+    assert not result.stderr
+    for number, ((_, message), line) in enumerate(zip(DATASETS, result.stdout.splitlines(), strict=True)):
+        assert re.search(message.replace("mine/", f"mine{number}/"), line), line
+        assert "damaged" not in line
+
+
+def test_a_datasets_mistakes_are_one_line_and_do_no_harm_to_others(own):
+    write_dataset(own.folder, "mine", load="lambda data_dir, train: nothing")
+    status, error = own("--dataset=mine")
+    assert status == 2
+    assert "mine/__init__.py, line 9: NameError" in error
+    write_dataset(own.folder, "mine", MEAN="(127.0,)")
+    assert own("--dataset=digits")[0] == 0
+
+
+ARCHITECTURES = [
+    ("", "has no build"),
+    ("def build(channels, size): pass", "TypeError"),
+    ("def build(channels, size, classes): return 3", "must return an nn.Module"),
+    ("from torch import nn\ndef build(channels, size, classes): return nn.Sequential(nn.Flatten(), nn.Linear(784, 3))",
+     r"gives \(2, 3\), not logits of shape \(2, 10\)"),
+    ("from torch import nn\ndef build(channels, size, classes): return nn.Linear(7, 10)",
+     r"cannot be trained on batches of shape \(2, 1, 28, 28\)"),
+    ("from torch import nn\ndef build(channels, size, classes): return nn.Linear(size, Classes)", "line 2: NameError"),
+    ("from torch import nn\ndef build(channels, size, classes): return nn.Identity()", "not logits"),
+    ("import nothing", "line 1: ModuleNotFoundError"),
+    ("from torch import nn\nclass Net(nn.Module):\n    def __init__(self): self.layer = nn.Linear(3, 3)\n"
+     "def build(*_): return Net()", "AttributeError"),
+    ("def build(*_): return {}['layer']", "line 1: KeyError"),
+    ("from torch import nn\ndef build(*_): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))", "lazy layers"),
+    ("from torch import nn\nclass Net(nn.Linear):\n    def forward(self, x):\n        y = super().forward(x.flatten(1))\n"
+     "        return (y, y) if self.training else y\ndef build(*_): return Net(784, 10)", "gives tuple, not logits"),
+    ("from torch import nn\ndef build(*_): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False)",
+     "no linear layer that trains"),
+]  # fmt: skip
+
+
+def test_an_architectures_mistakes_are_named(own):
+    for number, (text, _) in enumerate(ARCHITECTURES):
+        (own.folder / f"common/mine{number}.py").write_text(text)
+    code = f"""
+import main, utils
+for number in range({len(ARCHITECTURES)}):
+    try:
+        main.main(main.parse_args(["--dataset=digits", f"--arch_type=mine{{number}}", "--gpu=cpu", "--end_iter=1"]))
+    except utils.BadInput as error:
+        print(error)
+"""
+    result = command("-c", code, cwd=own.folder.parent)
+    assert not result.stderr
+    for (_, message), line in zip(ARCHITECTURES, result.stdout.splitlines(), strict=True):
+        assert re.search(message, line), line
+    status, error = own("--dataset=digits", "--arch_type=mine3")
+    assert status == 2
+    assert "not logits of shape (2, 10)" in error
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_the_files_that_are_wanted_are_all_that_is_read(dataset, tmp_path, monkeypatch):
+    """Whoever puts just these files into the folder has the dataset."""
+    write_cifar(tmp_path, dataset)
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        assert str(path.relative_to(tmp_path)) in archs.facts(dataset).FILES
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, *_: Path(path).exists())
+    assert len(archs.load(dataset, tmp_path, train=True)[1])

@@ -2,12 +2,19 @@
 
 import csv
 import json
+import math
+import re
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from torch import nn
 
+import archs
 import combine_plots
+import main
 import utils
 from conftest import command, png_size
 
@@ -50,7 +57,7 @@ def test_everything_with_something_to_draw_is_found(tmp_path, drawn, capsys):
     assert set(drawn) == {"combined_fc1_mnist.png", "combined_lenet5_cifar10.png", "combined_fc1_digits.png"}
     assert [kind for kind, _, _ in drawn["combined_fc1_mnist.png"]] == ["lt"] * 3 + ["reinit"] * 2
     output = capsys.readouterr().out
-    assert "combined_lenet5_cifar10.png: lt with 1 rounds (reinit not run yet)" in output
+    assert "combined_lenet5_cifar10.png: lt with 1 round (reinit not run yet)" in output
     assert "combined_fc1_digits.png: reinit with 2 rounds (lt not run yet)" in output
     for name in drawn:
         png_size(tmp_path / "plots/lt/combined_plots" / name)
@@ -89,7 +96,9 @@ def test_damaged_arrays_are_left_out_and_said(tmp_path, drawn, capsys):
     combine(tmp_path)
     assert drawn["combined_fc1_mnist.png"] == [(kind, x, y) for kind in ("lt", "reinit") for x, y in ((100, 97), (80, 98))]
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    assert [line for line in error.splitlines() if "left out" in line] == [
+        line for line in error.splitlines() if "seed1" in line
+    ]
     assert "seed1/lt_bestaccuracy.dat" in error
 
 
@@ -142,7 +151,13 @@ def figures(monkeypatch):
                     ],
                     "bars": [segment for bars in axes.collections for segment in segments(bars)],
                     "x": (axes.get_xscale(), axes.xaxis_inverted()),
-                    "legend": [text.get_text() for text in axes.get_legend().get_texts()] if axes.get_legend() else [],
+                    "markers": {line.get_marker() for line in axes.lines},
+                    "clear": axes.get_legend() is None,
+                    "legend": [
+                        text.get_text()
+                        for legend in [axes.get_legend() or next(iter(axes.figure.legends), None)]
+                        for text in (legend.get_texts() if legend else ())
+                    ],
                 }
                 for axes in figure_of(save).axes
             ]
@@ -179,6 +194,7 @@ def test_training_is_drawn_for_the_rounds_asked_for_as_in_figure_3(experiment, f
     lt, random = figures["training_fc1_mnist.png"]
     assert (lt["label"], random["label"]) == ("lt test accuracy (%)", "random test accuracy (%)")
     assert lt["legend"] == ["80"]
+    assert lt["clear"], "the legend covers curves"
     ((x, y),) = lt["lines"]
     assert x == pytest.approx([100, 200, 300, 400], abs=8)  # in steps of a fiftieth
     assert y == pytest.approx([91.75, 92, 92.25, 92.5])
@@ -212,7 +228,7 @@ def test_the_table_has_mean_and_range_and_goes_into_a_file(experiment, capsys, t
     assert [(row["prune_type"], row["round"], row["trials"]) for row in rows] == [
         ("lt", "0", "2"), ("lt", "1", "2"), ("random", "0", "1"), ("random", "1", "1"),
     ]  # fmt: skip
-    first = {name: float(rows[0][name]) for name in rows[0] if name not in ("arch_type", "dataset", "prune_type")}
+    first = {name: float(rows[0][name]) for name in rows[0] if name not in ("arch_type", "dataset", "prune_type", "curve")}
     assert first == pytest.approx(
         {
             "round": 0, "trials": 2, "weights_remaining": 100,
@@ -242,7 +258,9 @@ def test_rounds_that_are_none_take_one_line(value, capsys):
 
 def test_a_table_that_cannot_be_written_is_one_line(experiment):
     result = command("combine_plots.py", f"--output_dir={experiment}", "--csv=/dev/null/table.csv")
-    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("combine_plots.py: error: ")
     assert "/dev/null" in result.stderr
 
 
@@ -269,3 +287,156 @@ def test_a_single_epoch_can_be_seen(tmp_path):
     above, below = np.array_split(blue - red > 0.3, 2)
     assert above.any()
     assert below.any()
+
+
+# Runs of different settings
+
+
+def record(folder, kind, **settings):
+    defaults = {"end_iter": 100, "lr": 1.2e-3, "masks_from": None, "rewind_iter": 0, "prune_iterations": 35}
+    content = {"settings": defaults | settings, "defaults": defaults | {"momentum": 0.9}}
+    (folder / f"{kind}_settings.json").write_text(json.dumps(content))
+
+
+def test_seeds_of_different_settings_are_never_averaged(tmp_path, figures, capsys):
+    dumps = tmp_path / "dumps/lt/fc1/mnist"
+    for name, accuracy, settings in (("", 46, {"end_iter": 1}), ("seed1", 86, {"end_iter": 5}), ("seed2", 88, {"end_iter": 5})):
+        write_curve(dumps / name, "lt", [accuracy])
+        record(dumps / name, "lt", **settings)
+    combine(tmp_path, f"--csv={tmp_path / 'table.csv'}")
+    output, error = capsys.readouterr()
+    assert "lt, end_iter=1 with 1 round; lt, end_iter=5 with 1 round and 2 seeds" in output
+    assert error.count("\n") == 1
+    assert "runs of different settings, not averaged: lt, end_iter=1; lt, end_iter=5" in error
+    (panel,) = figures["combined_fc1_mnist.png"]
+    assert sorted(y for _, y in panel["lines"] if y) == [[46], [87]]
+    assert panel["legend"] == ["lt, end_iter=1", "lt, end_iter=5"]
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["prune_type"], row["curve"], row["trials"], float(row["bestaccuracy"])) for row in rows] == [
+        ("lt", "lt, end_iter=1", "1", 46), ("lt", "lt, end_iter=5", "2", 87),
+    ]  # fmt: skip
+
+
+def test_prune_types_of_different_settings_are_named_by_them_and_controls_are_not(tmp_path, drawn, capsys):
+    dumps = tmp_path / "dumps/lt/fc1/mnist"
+    for kind, settings in (("lt", {"rewind_iter": 500}), ("reinit", {"masks_from": "lt"}), ("random", {"lr": 0.1})):
+        write_curve(dumps, kind, [97])
+        record(dumps, kind, **settings)
+    combine(tmp_path)
+    names = [name for name, _, _ in drawn["combined_fc1_mnist.png"]]
+    assert names == ["lt, lr=0.0012", "reinit, lr=0.0012", "random, lr=0.1"]
+    assert "not averaged: lt, lr=0.0012; reinit, lr=0.0012; random, lr=0.1\n" in capsys.readouterr().err
+
+
+def test_what_may_change_within_a_run_makes_no_other_curve_and_a_new_setting_counts_as_its_default(tmp_path, drawn, capsys):
+    dumps = tmp_path / "dumps/lt/fc1/mnist"
+    for seed, settings in ((0, {"prune_iterations": 2}), (1, {"momentum": 0.9}), (2, {"momentum": 0.5})):
+        folder = dumps / (f"seed{seed}" if seed else "")
+        write_curve(folder, "lt", [97])
+        record(folder, "lt", **settings)
+    combine(tmp_path)
+    assert [name for name, _, _ in drawn["combined_fc1_mnist.png"]] == ["lt, momentum=0.9"] * 2 + ["lt, momentum=0.5"]
+
+
+def test_older_results_have_their_settings_in_their_tickets_and_others_are_said_to_have_none(tmp_path, drawn, small_args):
+    for seed, changes in enumerate(({}, {"lr": 0.01})):
+        main.main(small_args(prune_iterations=1, end_iter=1, seed=seed, **changes))
+        utils.Files(small_args(seed=seed)).settings.unlink()
+    output = Path(small_args().output_dir)
+    write_curve(output / "dumps/lt/fc1/digits", "reinit", [90])
+    write_curve(output / "dumps/lt/fc1/digits", "random", [90])
+    (output / "dumps/lt/fc1/digits/random_settings.json").write_text("[]")
+    combine(output)
+    assert [name for name, _, _ in drawn["combined_fc1_digits.png"]] == [
+        "lt, lr=0.0012", "lt, lr=0.01", "reinit, settings of digits not recorded", "random, settings of digits not recorded",
+    ]  # fmt: skip
+
+
+def test_a_network_that_was_edited_between_seeds_is_another_curve(tmp_path, small_args, drawn, monkeypatch):
+    for seed, activation in enumerate((nn.ReLU, nn.Tanh)):
+        net = partial(nn.Sequential, nn.Flatten(), nn.Linear(784, 10), activation())
+        monkeypatch.setattr(archs, "build", lambda *_, net=net: net())
+        main.main(small_args(prune_iterations=1, end_iter=1, seed=seed))
+    combine(small_args().output_dir)
+    names = [name for name, _, _ in drawn["combined_fc1_digits.png"]]
+    assert len(set(names)) == 2
+    assert all(re.fullmatch(r"lt, network=[0-9a-f]{8}", name) for name in names)
+
+
+def test_a_folder_is_a_seeds_if_it_is_named_seed_and_a_number(tmp_path, drawn):
+    dumps = tmp_path / "dumps/lt/fc1/mnist"
+    for name in ("", "seed2", "seed10", "seeds", "seed", "seed1 (copy)", "seed01", "seed-1"):
+        write_curve(dumps / name, "lt", [len(name)])
+    combine(tmp_path)
+    assert [accuracy for _, _, accuracy in drawn["combined_fc1_mnist.png"]] == [0, 5, 6]
+
+
+# Logs of all kinds
+
+
+def write_log(folder, rows):
+    write_curve(folder, "lt", [97, 97])
+    (folder / "lt_log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def test_a_row_that_is_not_finite_is_left_out(tmp_path, figures):
+    row = {"round": 0, "iteration": 1, "weights_remaining": 100.0, "test_accuracy": 90.0}
+    write_log(tmp_path / "dumps/lt/fc1/mnist", [row, row | {"iteration": math.nan}, row | {"test_accuracy": math.inf}])
+    combine(tmp_path)
+    (panel,) = figures["training_fc1_mnist.png"]
+    assert panel["lines"][0][1] == [90]
+
+
+def test_one_evaluation_a_round_can_be_seen_and_rounds_that_look_alike_are_two_curves(tmp_path, figures):
+    rows = [{"round": r, "iteration": 100, "weights_remaining": w, "test_accuracy": 90.0 + r}
+            for r, w in ((0, 0.05121), (1, 0.05118), (3, 0.04))]  # fmt: skip
+    write_log(tmp_path / "dumps/lt/fc1/mnist", rows)
+    combine(tmp_path, "--rounds=0,1,3")
+    (panel,) = figures["training_fc1_mnist.png"]
+    assert panel["legend"] == ["0.0512 (round 0)", "0.0512 (round 1)", "0.04"]
+    assert [y for _, y in panel["lines"]] == [[90], [91], [93]]
+    assert panel["markers"] >= {"o"}
+
+
+def test_a_round_of_different_percentages_is_not_given_their_mean(tmp_path, figures):
+    for seed, remaining in enumerate((80.0, 50.0)):
+        folder = tmp_path / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
+        row = {"round": 1, "iteration": 100, "weights_remaining": remaining, "test_accuracy": 90.0}
+        write_log(folder, [row | {"round": 0, "weights_remaining": 100.0}, row])
+        record(folder, "lt", prune_percent=100 - remaining)
+    combine(tmp_path, "--rounds=0,1")
+    assert figures["training_fc1_mnist.png"][0]["legend"] == ["100", "differs (round 1)"]
+
+
+def test_results_of_before_networks_were_recorded_go_with_others(tmp_path, drawn):
+    for seed, more in enumerate(({}, {"network": "Linear()", "data": "60000"})):
+        folder = tmp_path / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
+        write_curve(folder, "lt", [90])
+        record(folder, "lt", **more)
+    combine(tmp_path)
+    assert [name for name, _, _ in drawn["combined_fc1_mnist.png"]] == ["lt", "lt"]
+
+
+def test_settings_that_are_damaged_are_said_to_be_and_those_of_the_tickets_count(tmp_path, drawn, small_args, capsys):
+    for seed, lr in enumerate((0.001, 0.01)):
+        args = small_args(prune_iterations=1, end_iter=1, seed=seed, lr=lr)
+        main.main(args)
+        utils.Files(args).settings.write_text('{"settings": ')
+    combine(small_args().output_dir)
+    assert [name for name, _, _ in drawn["combined_fc1_digits.png"]] == ["lt, lr=0.001", "lt, lr=0.01"]
+    assert capsys.readouterr().err.count("is damaged") == 2
+
+
+def test_settings_that_nobody_recorded_are_taken_to_be_the_same_and_that_is_said(tmp_path, drawn, capsys):
+    for name in ("", "seed1"):
+        write_curve(tmp_path / "dumps/lt/fc1/mnist" / name, "lt", [97])
+    combine(tmp_path)
+    assert "are not recorded, and taken to be the same" in capsys.readouterr().err
+
+
+def test_networks_pruned_away_leave_no_traceback(tmp_path):
+    folder = tmp_path / "dumps/lt/fc1/mnist"
+    write_curve(folder, "lt", [97])
+    utils.write_array(folder / "lt_compression.dat", [0.0])
+    combine(tmp_path)

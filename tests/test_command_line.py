@@ -1,6 +1,7 @@
 """main.py and combine_plots.py as a user types them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -37,7 +38,12 @@ def test_every_file_of_the_contract_is_there_and_no_other(output):
         dumps, saves, plots = f"dumps/lt/fc1/digits/{kind}", "saves/fc1/digits", f"plots/lt/fc1/digits/{kind}"
         for name in ("compression", "bestaccuracy", "finalaccuracy", "earlystop", "earlystopaccuracy"):
             expected.add(f"{dumps}_{name}.dat")
-        expected |= {f"{dumps}_log.jsonl", f"{saves}/initial_state_dict_{kind}.pth.tar", f"{plots}_AccuracyVsWeights.png"}
+        expected |= {
+            f"{dumps}_log.jsonl",
+            f"{dumps}_settings.json",
+            f"{saves}/initial_state_dict_{kind}.pth.tar",
+            f"{plots}_AccuracyVsWeights.png",
+        }
         for round_ in rounds:
             expected |= {f"{dumps}_all_loss_{round_}.dat", f"{dumps}_all_accuracy_{round_}.dat"}
             expected |= {f"{saves}/{round_}_model_{kind}.pth.tar", f"{plots}_LossVsAccuracy_{round_}.png"}
@@ -75,7 +81,7 @@ def test_log_rows_have_the_keys_of_the_contract(output):
 
 def test_checkpoints_load_without_unpickling(output):
     ticket = torch.load(output / "saves/fc1/digits/3_model_lt.pth.tar", weights_only=True)
-    assert set(ticket) == {"model", "final", "masks", "round", "weights_remaining", "test_accuracy", "args"}
+    assert set(ticket) == {"model", "final", "masks", "round", "weights_remaining", "test_accuracy", "args", "made_by"}
     assert ticket["round"] == 3
     assert ticket["args"]["prune_percent"] == 20
     model = archs.build("digits", "fc1")
@@ -239,6 +245,7 @@ def test_the_cpu_is_used_where_there_is_no_gpu_and_that_is_said(monkeypatch, cap
     assert "CPU" in capsys.readouterr().out
     assert main.pick_device("cpu").type == "cpu"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     assert main.pick_device(1) == torch.device("cuda", 1)
     with pytest.raises(utils.BadInput, match="0 to 1"):
@@ -254,3 +261,62 @@ def test_importing_has_no_effects(tmp_path):
     result = command("-c", "\n".join(lines), cwd=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
+
+
+# What a run says
+
+
+def test_the_first_line_says_what_will_be_done(tmp_path):
+    flags = ("--prune_iterations=3", "--max_iter=25", "--trials=2", "--prune_percent_output=10", f"--output_dir={tmp_path}")
+    result = command(*QUICK, *flags)
+    first, *rest = result.stdout.splitlines()
+    assert first.startswith("2 trials of 3 rounds of 25 iterations, down to 64.06% of the 266200 weights; about ")
+    told = float(re.search(r"about (\d+) MB of results in", first)[1])
+    found = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) / 1e6
+    assert told == pytest.approx(found, rel=0.15)
+    begins = [line for line in rest if ", of 0..2: " in line]
+    assert ["to go" in line for line in begins] == [False, True, True] * 2
+    results = [line for line in rest if "at best validation" in line]
+    assert len(results) == 6
+    assert all(re.search(r"\(iteration 2[05]\)", line) for line in results)
+
+
+@pytest.mark.parametrize(("arch_type", "gigabytes"), [("vgg19", 5.0)])
+def test_the_disk_that_a_large_network_fills_is_told(arch_type, gigabytes):
+    args = main.parse_args([f"--arch_type={arch_type}", "--dataset=cifar10", "--prune_iterations=25", "--max_iter=100"])
+    model = archs.build("cifar10", arch_type)
+    data = main.Data([None, torch.zeros(45000)], None, None, None)
+    line = main.plan(args, model, main.percents(args, model), data, runs=1)
+    megabytes = sum(parameter.numel() for parameter in model.parameters()) * 4 / 1e6
+    told = float(re.search(r"about (\d+) MB", line)[1])
+    assert told / 1000 == pytest.approx(gigabytes, rel=0.15)
+    assert told > 25 * 2 * megabytes
+
+
+def test_the_time_to_go_follows_from_the_rounds_so_far(small_args, capsys):
+    state = main.new_state(small_args(), main.new_model(small_args(), 0))
+    row = {"round": 0, "epoch": 1, "iteration": 20, "weights_remaining": 100.0, "train_loss": 1.0, "seconds": 0.0}
+    state.rows = [[row | {"seconds": 100.0}], [row | {"seconds": 140.0}], []]
+    state.round, state.seconds = 2, 30.0
+    with utils.Log(small_args(prune_iterations=5), state, 20, 20):
+        assert "about 05:30 to go" in capsys.readouterr().out
+
+
+def test_home_is_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/frankle")
+    args = main.parse_args(["--output_dir=~/tickets", "--data_dir=~/data"])
+    assert (args.output_dir, args.data_dir) == ("/home/frankle/tickets", "/home/frankle/data")
+
+
+def test_a_driver_too_old_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(utils.BadInput, match=r"update its driver, or use --gpu=cpu"):
+        main.pick_device(0)
+
+
+def test_a_single_round_leaves_no_warning(tmp_path):
+    flags = ("--prune_iterations=1", "--end_iter=1", f"--output_dir={tmp_path}")
+    for result in (command(*QUICK, *flags), command("combine_plots.py", f"--output_dir={tmp_path}")):
+        assert result.returncode == 0
+        assert "Warning" not in result.stderr

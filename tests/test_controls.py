@@ -99,7 +99,7 @@ def test_reinit_with_lts_masks_draws_new_weights_for_lts_tickets(small_args, sta
 def test_masks_of_a_run_with_other_settings_are_refused(change, small_args):
     main.main(small_args(end_iter=1))
     (name,) = change
-    with pytest.raises(utils.BadInput, match=rf"1_model_lt.pth.tar was made with .* for --{name}"):
+    with pytest.raises(utils.BadInput, match=rf"0_model_lt.pth.tar was made with .* for --{name}"):
         main.main(small_args(prune_type="reinit", masks_from="lt", end_iter=1, **change))
 
 

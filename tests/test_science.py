@@ -208,7 +208,7 @@ class Recorder(nn.Module):
 
 
 def test_every_example_is_evaluated_in_eval_mode(monkeypatch):
-    monkeypatch.setattr(main, "EVAL_BATCH", 100)
+    monkeypatch.setitem(main.EVAL_BATCH, "cpu", 100)
     model = Recorder().train()
     images, labels = torch.randint(256, (257, 1, 1, 2), dtype=torch.uint8), torch.randint(2, (257,))
     loss, accuracy = main.evaluate(model, [images, labels], lambda x: x.float())
@@ -464,3 +464,102 @@ def test_connections_are_counted_per_pixel():
     assert image[::8, ::8].tolist() == [[1, 0.5], [0, 0.25]]
     assert utils.connections(torch.ones(5, 16, dtype=torch.bool)).shape == (32, 32)
     assert utils.connections(torch.ones(5, 7, dtype=torch.bool)) is None
+
+
+# Networks of other kinds
+
+
+class Odd(nn.Module):
+    """Layers of all kinds, the output first in `__init__`, and weights that are of no layer that is pruned."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(16, 10)
+        self.conv1, self.conv3 = nn.Conv1d(4, 4, 3, padding=1), nn.Conv3d(1, 4, (1, 7, 7), stride=(1, 7, 7))
+        self.up, self.up1, self.up3 = nn.ConvTranspose2d(4, 4, 1), nn.ConvTranspose1d(4, 4, 1), nn.ConvTranspose3d(4, 4, 1)
+        self.attention, self.embedding = nn.MultiheadAttention(16, 2, batch_first=True), nn.Embedding(4, 16)
+        self.pair = nn.Bilinear(16, 16, 16)
+
+    def forward(self, x):
+        x = self.up3(self.conv3(x.unsqueeze(2))).squeeze(2)
+        x = self.up1(self.conv1(self.up(x).flatten(2)))
+        x = x + self.embedding.weight.unsqueeze(0)
+        x = (x + self.attention(x, x, x)[0]).mean(1)
+        return self.head(torch.relu(self.pair(x, x)))
+
+
+def test_every_convolution_and_linear_layer_is_pruned_and_the_rest_is_named(small_args, monkeypatch, capsys):
+    monkeypatch.setattr(archs, "build", lambda *_: Odd())
+    args = small_args(end_iter=1, prune_iterations=2, prune_percent_output=50, prune_percent_conv=30)
+    main.main(args)
+    masks = torch.load(utils.Files(args).ticket(1), weights_only=True)["masks"]
+    gone = {name: round(100 * (~mask).double().mean().item()) for name, mask in masks.items()}
+    convolutions = ("conv1", "conv3", "up", "up1", "up3")
+    expected = {f"{name}.weight": pytest.approx(30, abs=4) for name in convolutions}
+    expected |= {"attention.out_proj.weight": 20, "pair.weight": 20, "head.weight": 50}
+    assert gone == expected
+    output = capsys.readouterr().out
+    assert output.count("not pruned: ") == 1
+    assert "not pruned: attention.in_proj_weight (48, 16), embedding.weight (4, 16)\n" in output
+
+
+@pytest.mark.parametrize(("head_first", "output"), [(True, "0.weight"), (False, "2.weight")])
+def test_the_output_is_the_layer_that_runs_last(head_first, output, small_args, monkeypatch):
+    class Swapped(nn.Sequential):
+        def forward(self, x):
+            body, flatten, head = (self[2], self[1], self[0]) if head_first else self
+            return head(body(flatten(x)) if head_first else flatten(body(x.flatten(1))))
+
+    sizes = ((784, 10), (784, 784)) if head_first else ((784, 784), (784, 10))
+    model = Swapped(nn.Linear(*sizes[0]), nn.Flatten(), nn.Linear(*sizes[1]))
+    found = main.percents(small_args(prune_percent_output=5), model)
+    assert found == {name: 5 if name == output else 20 for name in ("0.weight", "2.weight")}
+
+
+def test_a_parametrized_weight_is_named_as_not_pruned_and_its_layer_is_the_output_all_the_same(small_args, monkeypatch, capsys):
+    def build(*_):
+        head = nn.utils.parametrizations.weight_norm(nn.Linear(20, 10))
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.ReLU(), head)
+
+    monkeypatch.setattr(archs, "build", build)
+    main.main(small_args(prune_iterations=2, end_iter=1, prune_percent_output=90))
+    output = capsys.readouterr().out
+    assert "not pruned: 3.parametrizations.weight.original0 (10, 1), 3.parametrizations.weight.original1 (10, 20)" in output
+    assert "1.weight       15680       12544    80.00" in output
+
+
+def test_a_network_without_anything_to_prune_is_one_line(small_args, monkeypatch):
+    monkeypatch.setattr(archs, "build", lambda *_: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)))
+    with pytest.raises(utils.BadInput, match="no convolution and no linear layer"):
+        main.main(small_args())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("graph", ["frozen", "unused"])
+def test_frozen_and_unused_parameters_stay_as_they_are(graph, optimizer, small_args, starts, monkeypatch):
+    """The others learn as with torch.optim's own classes."""
+
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return self[2](torch.relu(self[1](self[0](x))))
+
+    def build(*_):
+        net = Net(nn.Flatten(), nn.Linear(784, 8), nn.Linear(8, 10), *([nn.Linear(3, 3)] if graph == "unused" else []))
+        if graph == "frozen":
+            net[1].requires_grad_(False)
+        return net
+
+    monkeypatch.setattr(archs, "build", build)
+    args = small_args(prune_iterations=2, optimizer=optimizer, lr=0.01, weight_decay=0.1)
+    main.main(args)
+    data = main.load_data(args, torch.device("cpu"))
+    kind = {"adam": ADAM, "sgd": lambda *rest, **options: SGD(*rest, momentum=0.9, **options)}[optimizer]
+    still = ("1.weight", "1.bias") if graph == "frozen" else ("3.weight", "3.bias")
+    for round_, (state, masks) in enumerate(starts):
+        expected, _ = train_plainly(
+            args, state, masks, data, round_, lambda p: kind(p, 0.01, fused=True, weight_decay=0.1), range(40), lambda _: 0.01
+        )
+        final = torch.load(utils.Files(args).ticket(round_), weights_only=True)["final"]
+        assert all(torch.equal(final[name], tensor) for name, tensor in expected.items())
+        assert all(torch.equal(final[name], state[name]) for name in still)
+        assert not torch.equal(final["2.weight"], state["2.weight"])

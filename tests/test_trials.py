@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
+from torch import nn
 
+import archs
 import main
 import utils
 from conftest import ROOT
@@ -42,6 +45,7 @@ def test_trials_are_seeds_in_a_row(seed, trials, seeds):
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 def test_every_trial_falls_to_one_process(processes, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     found = []
     for rank in range(processes):
@@ -55,6 +59,7 @@ def test_the_processes_of_a_machine_share_its_cores_and_take_its_gpus_in_turn(mo
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "6")  # on two machines
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     gpus = []
@@ -66,11 +71,19 @@ def test_the_processes_of_a_machine_share_its_cores_and_take_its_gpus_in_turn(mo
     assert set(threads) == {2}
 
 
-def test_a_restart_goes_on_with_what_was_begun_even_with_overwrite(monkeypatch):
-    args = ["--trials=2", "--overwrite"]
-    for restarts, overwrite in ((0, True), (1, False)):
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
-        assert [trial.overwrite for trial in utils.trials(main.parse_args(args))] == [overwrite] * 2
+def test_a_restart_goes_on_with_what_was_begun_and_clears_what_was_not(small_args, monkeypatch):
+    """One of torchrun's processes may die before it has cleared its trials."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    runs = [utils.Run(small_args(seed=seed)) for seed in (0, 1)]
+    for run in runs:
+        run.files.saves.mkdir(parents=True)
+        run.args.overwrite = True
+    runs[0].clear()
+    assert [run.overwrites() for run in runs] == [True, True], "a new command"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert [run.overwrites() for run in runs] == [False, True]
+    monkeypatch.setattr(os, "getppid", lambda: -1)
+    assert [run.overwrites() for run in runs] == [True, True], "another command with the same name"
 
 
 def test_a_signal_at_the_end_of_a_trial_stops_the_others_too(small_args, monkeypatch):
@@ -78,12 +91,11 @@ def test_a_signal_at_the_end_of_a_trial_stops_the_others_too(small_args, monkeyp
     monkeypatch.setattr(utils, "plot_round", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), figure(*args)))
     args = small_args(prune_iterations=1, end_iter=1, trials=3)
     with pytest.raises(utils.Stopped, match="SIGTERM in round 0 of seed 0, after 20 iterations"):
-        for trial in utils.trials(args):
-            main.main(trial)
+        main.main(args)
     monkeypatch.undo()
     assert not utils.Files(small_args(seed=1)).dumps.exists()
     before = files(args.output_dir)
-    main.main(args)
+    main.main(small_args(prune_iterations=1, end_iter=1))
     assert files(args.output_dir) == before
 
 
@@ -118,3 +130,167 @@ def test_torchrun_deals_trials_out_and_a_process_that_is_killed_goes_on(tmp_path
         assert f"round 2 of seed {seed}: test accuracy" in text
     assert "Traceback" not in text
     assert "SIGTERM in round" in text, "the other process was not stopped with a checkpoint"
+
+
+# What is decided for all trials at once
+
+
+def network(width):
+    return lambda *_: nn.Sequential(nn.Flatten(), nn.MaxPool1d(112), nn.Linear(7, width), nn.ReLU(), nn.Linear(width, 10))
+
+
+def test_overwriting_clears_all_trials_before_the_first_begins(small_args, monkeypatch):
+    """Or else those that a stop left for later would count as finished, with results of before."""
+    monkeypatch.setattr(archs, "build", network(5))
+    args = small_args(prune_iterations=1, end_iter=1, trials=3)
+    main.main(args)
+    monkeypatch.setattr(archs, "build", network(6))
+    args.overwrite = True
+    with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
+        patch.setattr(utils, "plot_round", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        main.main(args)
+    assert not utils.Files(small_args(seed=1)).checkpoint.exists()
+    args.overwrite = False
+    main.main(args)
+    for seed in range(3):
+        ticket = torch.load(utils.Files(small_args(seed=seed)).ticket(0), weights_only=True)
+        assert ticket["model"]["2.weight"].shape == (6, 7)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_wrong_with_a_later_trial_keeps_the_first_from_starting(overwrite, small_args, monkeypatch):
+    main.main(small_args(prune_iterations=1, end_iter=1, seed=2, lr=0.01))
+    before = files(small_args().output_dir)
+    args = small_args(prune_iterations=1, end_iter=1, trials=3)
+    args.overwrite = overwrite
+    with FileLock(utils.Files(small_args(seed=2)).lock), pytest.raises(utils.BadInput, match="another process"):
+        main.main(args)
+    args.val_size = 5000
+    with pytest.raises(utils.BadInput, match="--val_size" if overwrite else "0.01 for --lr"):
+        main.main(args)
+    assert files(args.output_dir) == before
+    assert not utils.Files(args).dumps.joinpath("lt_log.jsonl").exists()
+
+
+def test_masks_are_checked_for_all_trials_and_rounds_before_the_first_starts(small_args, monkeypatch):
+    main.main(small_args(end_iter=1, trials=2))
+    path = utils.Files(small_args(seed=1)).ticket(2)
+    path.write_bytes(path.read_bytes()[:-100])
+    monkeypatch.setattr(main, "train", None)
+    with pytest.raises(utils.BadInput, match=r"seed1/2_model_lt.pth.tar is damaged"):
+        main.main(small_args(end_iter=1, trials=2, prune_type="reinit", masks_from="lt"))
+    assert not utils.Files(small_args(prune_type="reinit")).checkpoint.exists()
+
+
+@pytest.fixture
+def sick_seed_1(monkeypatch):
+    """Training of seed 1 fails."""
+    trained, measure = [], main.measure
+
+    def sick(args, *rest):
+        trained.append(args.seed)
+        if args.seed == 1:
+            raise utils.Failure("the loss is not finite in round 0 of seed 1")
+        return measure(args, *rest)
+
+    monkeypatch.setattr(main, "measure", sick)
+    return trained
+
+
+def test_a_trial_that_fails_keeps_no_other_from_running(small_args, sick_seed_1):
+    args = small_args(prune_iterations=1, end_iter=1, trials=3)
+    for expected in ([0, 1, 2], [1]):
+        with pytest.raises(utils.Failure, match=r"of seed 1$"):
+            main.main(args)
+        assert sick_seed_1 == expected
+        sick_seed_1.clear()
+    assert [utils.Files(small_args(seed=seed)).rounds() for seed in range(3)] == [1, 0, 1]
+
+
+def test_a_restart_by_torchrun_does_not_train_again_what_failed(small_args, sick_seed_1, monkeypatch):
+    args = small_args(prune_iterations=1, end_iter=1, trials=3)
+    with pytest.raises(utils.Failure):
+        main.main(args)
+    sick_seed_1.clear()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(utils.Failure, match="of seed 1"):
+        main.main(args)
+    assert sick_seed_1 == []
+    monkeypatch.undo()
+    main.main(args)
+    assert not utils.Files(small_args(seed=1)).failure.exists()
+
+
+def test_only_torchruns_own_variables_count(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert [trial.seed for trial in utils.trials(main.parse_args(["--trials=2"]))] == [0, 1]
+
+
+def test_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):
+    threads = []
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    next(utils.trials(main.parse_args([])))
+    assert threads == [3]
+
+
+def test_what_failed_in_another_command_is_tried_again(small_args, sick_seed_1, monkeypatch):
+    args = small_args(prune_iterations=1, end_iter=1, trials=2)
+    with pytest.raises(utils.Failure):
+        main.main(args)
+    sick_seed_1.clear()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setattr(os, "getppid", lambda: -1)
+    with pytest.raises(utils.Failure):
+        main.main(args)
+    assert sick_seed_1 == [1]
+
+
+def test_a_failure_is_said_at_once_when_others_follow(small_args, sick_seed_1, capsys):
+    with pytest.raises(utils.Failure):
+        main.main(small_args(prune_iterations=1, end_iter=1, trials=3))
+    error = capsys.readouterr().err
+    assert error.index("failed: the loss is not finite in round 0 of seed 1") < error.index("round 0 of seed 2")
+
+
+def test_under_torchrun_a_trial_that_fails_lets_the_others_end(tmp_path):
+    """Or else torchrun would stop them, for each restart there is."""
+    code = """
+import main, utils
+measure = main.measure
+def sick(args, *rest):
+    if args.seed == 1:
+        raise utils.Failure("the loss is not finite in round 0 of seed 1")
+    return measure(args, *rest)
+main.measure = sick
+with utils.one_line_errors("main.py"):
+    main.main(main.parse_args())
+"""
+    (tmp_path / "sick.py").write_text(code)
+    flags = (*FLAGS, "--end_iter=120", "--trials=2", f"--output_dir={tmp_path / 'out'}")
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "sick.py", *flags]
+    result = subprocess.run(
+        run, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 1
+    assert "error: the loss is not finite in round 0 of seed 1" in result.stderr
+    assert "SIGTERM" not in result.stderr
+    assert len(files(tmp_path / "out")) == 5 + 2 * 3
+
+
+def test_masks_of_an_lt_run_that_was_made_anew_are_not_mixed_with_those_of_before(small_args):
+    main.main(small_args(end_iter=1))
+    for kind in ("reinit", "random"):
+        main.main(small_args(end_iter=1, prune_iterations=2, prune_type=kind, masks_from="lt"))
+    lt = small_args(end_iter=1)
+    lt.overwrite = True
+    path = utils.Files(lt).ticket(1)
+    old = torch.load(path, weights_only=True)
+    torch.save(old | {"masks": {name: mask.flip(0) for name, mask in old["masks"].items()}}, path)
+    with pytest.raises(utils.BadInput, match="was pruned by other masks than lt has now"):
+        main.main(small_args(end_iter=1, prune_type="reinit", masks_from="lt"))
+    main.main(small_args(end_iter=1, prune_type="random", masks_from="lt"))  # which has their sizes alone

@@ -6,7 +6,8 @@ from torchvision.datasets import CIFAR10
 CHANNELS, SIZE, CLASSES = 3, 32, 10
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images' pixels in 0..1
 VAL_SIZE = 5000
-FILES = [f"{CIFAR10.base_folder}/{name}" for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+PARTS = dict(CIFAR10.train_list + CIFAR10.test_list)
+FILES = [f"{CIFAR10.base_folder}/{name}" for name in (*PARTS, CIFAR10.meta["filename"])]
 
 
 def load(data_dir, train):

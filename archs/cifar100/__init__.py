@@ -6,7 +6,8 @@ from torchvision.datasets import CIFAR100
 CHANNELS, SIZE, CLASSES = 3, 32, 100
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)  # of the training images' pixels in 0..1
 VAL_SIZE = 5000
-FILES = [f"{CIFAR100.base_folder}/{name}" for name, _ in CIFAR100.train_list + CIFAR100.test_list]
+PARTS = dict(CIFAR100.train_list + CIFAR100.test_list)
+FILES = [f"{CIFAR100.base_folder}/{name}" for name in (*PARTS, CIFAR100.meta["filename"])]
 
 
 def load(data_dir, train):
