@@ -13,6 +13,7 @@ graph of as many kernels that do nothing.
 
 import argparse
 import contextlib
+import io
 import os
 import platform
 import statistics
@@ -88,8 +89,8 @@ def ours(arch_type, dataset, device, steps, evaluated, batch_size, amp):
         state.iteration, state.rows = 0, [[]]
         with (
             tempfile.TemporaryDirectory() as args.output_dir,
-            contextlib.redirect_stdout(None),
-            contextlib.redirect_stderr(None),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
             replaced(main, "evaluate", timed),
             replaced(main.utils.Log, "tick", first),
             main.utils.Run(args) as files,
@@ -197,26 +198,35 @@ def floor(arch_type, dataset, device, steps, batch_size, amp):
     return repeated(main.graphed(step, state, epoch), steps, device, None)
 
 
-def nothing(arch_type, dataset, device, steps, batch_size, amp):
-    """The same for a graph of as many kernels as a step of (a) has, which do next to nothing."""
+def count_kernels(arch_type, dataset, device, steps, batch_size, amp):
+    """A function that gives how many kernels a step of (a) has."""
     args, data, state = prepared(arch_type, dataset, device, 1, 1, batch_size, amp)
     epoch = main.Epoch(args, 1, device)
-    real = main.make_step(args, state, data, epoch)
-    for _ in range(3):
+    step = main.make_step(args, state, data, epoch)
+
+    def run():
+        for _ in range(3):
+            epoch.done.zero_()
+            step()
         epoch.done.zero_()
-        real()
-    epoch.done.zero_()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        real()
-        torch.cuda.synchronize()
-    kernels = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            step()
+            torch.cuda.synchronize()
+        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+
+    return run
+
+
+def nothing(arch_type, dataset, device, steps, batch_size, amp, kernels):
+    """The same for a graph of so many kernels, which do next to nothing."""
+    args, _, state = prepared(arch_type, dataset, device, 1, 1, batch_size, amp)
     number = torch.zeros(1, device=device)
 
     def step():
         for _ in range(kernels):
             number.add_(1)
 
-    return repeated(main.graphed(step, state, epoch), steps, device, kernels)
+    return repeated(main.graphed(step, state, main.Epoch(args, 1, device)), steps, device, kernels)
 
 
 def product(layer, x, gradient, first, amp):
@@ -244,7 +254,7 @@ def product(layer, x, gradient, first, amp):
     return forward, backward
 
 
-CONTENDERS = {"a": ours, "b": usual, "c": floor, "empty": nothing}
+CONTENDERS = {"a": ours, "b": usual, "c": floor, "kernels": count_kernels, "empty": nothing}
 ready = {}
 
 
@@ -266,7 +276,7 @@ def compare(pools, arch_type, dataset, device, batch_size, repeats, amp):
         "c": (arch_type, dataset, device, steps, batch_size, amp),
     }
     if device.type == "cuda":
-        cases["empty"] = cases["c"]
+        cases["empty"] = (*cases["c"], pools["kernels"].submit(worker, "kernels", *cases["c"]).result())
     results = {name: [] for name in cases}
     for repeat in range(repeats + 1):
         for name, case in cases.items():
