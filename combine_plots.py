@@ -71,7 +71,8 @@ def read_runs(args, place):
 
     And the runs' curves, {(prune type, folder): name}.
     """
-    found = {(kind, folder): read_run(folder, kind) for kind in utils.PRUNE_TYPES for folder in seeds(place)}
+    folders = seeds(place)
+    found = {(kind, folder): read_run(folder, kind) for kind in utils.PRUNE_TYPES for folder in folders}
     found = {key: run for key, run in found.items() if run is not None}
     recorded = {(kind, folder): read_settings(args, folder, kind) for kind, folder in found}
     names = curve_names(recorded)
@@ -81,7 +82,7 @@ def read_runs(args, place):
     if len(recorded) > 1 and not any(recorded.values()):
         print(f"combine_plots.py: the settings of {place} are not recorded, and taken to be the same", file=sys.stderr)
     for (kind, folder), run in found.items():
-        run.insert(0, "seed", seeds(place)[folder])
+        run.insert(0, "seed", folders[folder])
         run.insert(0, "curve", names[kind, folder])
     runs = pd.concat(found.values(), ignore_index=True) if found else pd.DataFrame()
     if not runs.empty:

@@ -49,11 +49,12 @@ EVAL_BATCH = {"cpu": 500, "cuda": 2000}  # small enough for a CPU's caches, larg
 def main(args):
     """Run the trials of a command, once whatever can be checked of all of them has been."""
     device, model = pick_device(args.gpu), new_model(args, round_=0)
-    rates, network = percents(args, model), re.sub(r" at 0x[0-9a-f]+", "", str(model))
+    network = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # without addresses, which change
     shared = ("dataset", "arch_type", "prune_percent", "prune_percent_conv")  # on which other flags' defaults depend
     with utils.opened(args, network, vars(parse_args([f"--{name}={getattr(args, name)}" for name in shared]))) as runs:
         if not runs:
             return
+        rates = percents(args, model)
         data, state = load_data(runs[0].args, device), new_state(args, model)
         for run in runs:
             run.check(data.digest, state, *iterations(args, data))
@@ -320,9 +321,9 @@ def last_layer(args, model):
     layers = [module for module in model.modules() if isinstance(module, LAYERS)]
     hooks = [layer.register_forward_hook(lambda layer, *_: ran.append(layer)) for layer in layers]
     try:
-        for _ in (model.eval(), model.train()):
+        for training in (False, True):
             ran.clear()
-            logits = model(torch.zeros(few, *shape, device=next(model.parameters(), torch.empty(0)).device))
+            logits = model.train(training)(torch.zeros(few, *shape, device=next(model.parameters(), torch.empty(0)).device))
             if not isinstance(logits, torch.Tensor) or logits.shape != (few, facts.CLASSES):
                 found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
                 raise utils.BadInput(f"{args.arch_type} gives {found}, not logits of shape {(few, facts.CLASSES)}")
@@ -331,9 +332,10 @@ def last_layer(args, model):
     except (utils.BadInput, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever the code of a network may raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = archs.one_line(error)
         raise utils.BadInput(f"{args.arch_type} cannot be trained on batches of shape {(few, *shape)}: {reason}") from error
     finally:
+        model.train()
         model.zero_grad()
         for hook in hooks:
             hook.remove()

@@ -621,7 +621,7 @@ class Run:
         """Delete the results there are."""
         for path in list(self.files.results()):
             path.unlink()
-        if self.args.overwrite:
+        if self.args.overwrite and "TORCHELASTIC_RUN_ID" in os.environ:
             write(self.files.cleared, lambda file: file.write(command().encode()))
 
     def begin(self, state):

@@ -69,7 +69,7 @@ def build(dataset, arch_type):
     except (MemoryError, _Mistake):
         raise
     except Exception as error:  # whatever the code of a network may raise
-        raise ValueError(f"{module.__file__}: build fails: {_line(error)}") from error
+        raise ValueError(f"{module.__file__}: build fails: {one_line(error)}") from error
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"{module.__file__}: build must return an nn.Module, not {model!r}")
     return model
@@ -90,15 +90,15 @@ def load(dataset, data_dir, train):
         raise
     except Exception as error:  # torchvision raises many kinds, down to AssertionError
         if all((Path(data_dir) / name).exists() for name in data.FILES):
-            raise ValueError(f"{dataset} is damaged: delete and fetch again, {wanted} ({_line(error)})") from error
+            raise ValueError(f"{dataset} is damaged: delete and fetch again, {wanted} ({one_line(error)})") from error
         raise OSError(
             f"{dataset} is not here and cannot be downloaded. Put these files {wanted}; "
-            f"or use --dataset=digits, which needs no download ({_line(error)})"
+            f"or use --dataset=digits, which needs no download ({one_line(error)})"
         ) from error
     try:
         images, labels = map(torch.as_tensor, found)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{data.__file__}: load must return two arrays, images and labels ({_line(error)})") from error
+        raise ValueError(f"{data.__file__}: load must return two arrays, images and labels ({one_line(error)})") from error
     shape = (data.CHANNELS, data.SIZE, data.SIZE)
     if images.dtype != torch.uint8 or images.shape[1:] != shape:
         has = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape[1:])}"
@@ -129,7 +129,7 @@ def _mistakes(module):
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == path]
         if isinstance(error, (NameError, ImportError, SyntaxError)) or frames[-1].filename in (path, __file__):
-            raise _Mistake(f"{path}{f', line {lines[-1]}' if lines else ''}: {_line(error)}") from error
+            raise _Mistake(f"{path}{f', line {lines[-1]}' if lines else ''}: {one_line(error)}") from error
         raise
 
 
@@ -140,5 +140,6 @@ def _import(name):
         return importlib.import_module(f"{__name__}.{name}")
 
 
-def _line(error):
+def one_line(error):
+    """An exception in a line: its type and what it says."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

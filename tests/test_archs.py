@@ -295,6 +295,8 @@ ARCHITECTURES = [
     ("from torch import nn\ndef build(*_): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))", "lazy layers"),
     ("from torch import nn\nclass Net(nn.Linear):\n    def forward(self, x):\n        y = super().forward(x.flatten(1))\n"
      "        return (y, y) if self.training else y\ndef build(*_): return Net(784, 10)", "gives tuple, not logits"),
+    ("from torch import nn\nclass Net(nn.Linear):\n    def forward(self, x):\n        y = super().forward(x.flatten(1))\n"
+     "        return y if self.training else [y]\ndef build(*_): return Net(784, 10)", "gives list, not logits"),
     ("from torch import nn\ndef build(*_): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False)",
      "no linear layer that trains"),
 ]  # fmt: skip

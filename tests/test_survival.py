@@ -63,6 +63,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(small_args, capsys, monkeypat
     before = run(small_args())
     stamps = {path: path.stat().st_mtime_ns for path in Path(small_args().output_dir).rglob("*.*")}
     monkeypatch.setattr(main, "load_data", None)
+    monkeypatch.setattr(main, "last_layer", None)
     assert run(small_args()) == before
     assert run(small_args(prune_iterations=2)) == before
     assert capsys.readouterr().out.count("finished: ") == 2

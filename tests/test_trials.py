@@ -79,11 +79,15 @@ def test_a_restart_goes_on_with_what_was_begun_and_clears_what_was_not(small_arg
         run.files.saves.mkdir(parents=True)
         run.args.overwrite = True
     runs[0].clear()
+    assert runs[0].files.cleared.exists()
     assert [run.overwrites() for run in runs] == [True, True], "a new command"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert [run.overwrites() for run in runs] == [False, True]
     monkeypatch.setattr(os, "getppid", lambda: -1)
     assert [run.overwrites() for run in runs] == [True, True], "another command with the same name"
+    monkeypatch.undo()
+    runs[1].clear()
+    assert not runs[1].files.cleared.exists(), "without torchrun nobody reads it"
 
 
 def test_a_signal_at_the_end_of_a_trial_stops_the_others_too(small_args, monkeypatch):
