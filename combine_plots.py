@@ -13,7 +13,6 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported, Ctrl-C needs no traceback
 
-import contextlib
 import json
 import math
 import re
@@ -43,7 +42,7 @@ def main(args):
         arch_type, dataset = place.parts[-2:]
         if args.arch_type not in (None, arch_type) or args.dataset not in (None, dataset):
             continue
-        runs, names = read_runs(args, place)
+        runs, names = read_runs(place)
         if not runs.empty:
             draw(args, place, runs, names)
             summaries.append(summary(arch_type, dataset, runs))
@@ -66,7 +65,7 @@ def seeds(place):
     return {place: 0} | dict(sorted(numbers.items(), key=lambda item: item[1]))
 
 
-def read_runs(args, place):
+def read_runs(place):
     """All finished rounds of all runs of an experiment, a row each: curve, seed, round, weights_remaining, COLUMNS.
 
     And the runs' curves, {(prune type, folder): name}.
@@ -74,22 +73,17 @@ def read_runs(args, place):
     folders = seeds(place)
     found = {(kind, folder): read_run(folder, kind) for kind in utils.PRUNE_TYPES for folder in folders}
     found = {key: run for key, run in found.items() if run is not None}
-    recorded = {(kind, folder): read_settings(args, folder, kind) for kind, folder in found}
+    recorded = {(kind, folder): read_settings(folder, kind) for kind, folder in found}
     names = curve_names(recorded)
     if any("," in name for name in names.values()):
         curves = "; ".join(dict.fromkeys(names.values()))
         print(f"combine_plots.py: {place} has runs of different settings, not averaged: {curves}", file=sys.stderr)
-    if len(recorded) > 1 and not any(recorded.values()):
-        print(f"combine_plots.py: the settings of {place} are not recorded, and taken to be the same", file=sys.stderr)
+    if unknown := [f"{kind} in {folder}" for (kind, folder), settings in recorded.items() if settings is None]:
+        print(f"combine_plots.py: taken to have the same settings, as none can be read: {'; '.join(unknown)}", file=sys.stderr)
     for (kind, folder), run in found.items():
         run.insert(0, "seed", folders[folder])
         run.insert(0, "curve", names[kind, folder])
-    runs = pd.concat(found.values(), ignore_index=True) if found else pd.DataFrame()
-    if not runs.empty:
-        percents = runs.groupby(["curve", "round"])["weights_remaining"]
-        for curve in runs["curve"][percents.transform("max") - percents.transform("min") > 1e-6].unique():
-            print(f"combine_plots.py: the seeds of {curve} in {place} were pruned by different percentages", file=sys.stderr)
-    return runs, names
+    return pd.concat(found.values(), ignore_index=True) if found else pd.DataFrame(), names
 
 
 def read_run(folder, kind):
@@ -112,23 +106,13 @@ def read_run(folder, kind):
     return run
 
 
-def read_settings(args, folder, kind):
-    """What a run recorded of its settings, ({flag: value}, {flag: default}); None where it recorded nothing.
-
-    Runs of before there was a file for that have them in their tickets.
-    """
+def read_settings(folder, kind):
+    """What a run recorded of its settings, ({flag: value}, {flag: default}); None where nothing can be read."""
     path = folder / f"{kind}_settings.json"
-    saves = Path(args.output_dir, "saves", folder.relative_to(Path(args.output_dir, "dumps", "lt")))
-    settings, defaults = {}, {}
     try:
         recorded = json.loads(path.read_text())
         settings, defaults = dict(recorded["settings"]), dict(recorded["defaults"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if path.exists():
-            print(f"combine_plots.py: {path} is damaged ({error}): the ticket's settings count", file=sys.stderr)
-        with contextlib.suppress(utils.BadInput, OSError):
-            settings = utils.load_checkpoint(saves / f"0_model_{kind}.pth.tar", {"args": dict})["args"]
-    if not settings:
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     bound = {name: value for name, value in settings.items() if name not in {*utils.FREE_SETTINGS, "seed", "prune_type"}}
     for name in bound.keys() & {"network", "data"}:  # too long to be shown
@@ -139,24 +123,21 @@ def read_settings(args, folder, kind):
 def curve_names(recorded):
     """What a curve is called, for what `read_settings` gave, {(prune type, folder): name}: the settings that differ are named.
 
-    A setting that a run does not have, as it is new, counts as its default.
+    A setting that a run does not have, as it is newer, counts as its default. Runs whose settings are not known are one curve.
     """
     known = {key: found for key, found in recorded.items() if found}
     bound = {name for settings, _ in known.values() for name in settings}
     defaults = {name: value for _, found in known.values() for name, value in found.items() if name in bound}
-    columns = {}
-    for key, (settings, _) in known.items():
-        for name, value in (defaults | settings).items():
-            columns.setdefault(name, {})[key] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    values = {key: defaults | settings for key, (settings, _) in known.items()}
     names = {}
     for kind, folder in recorded:
-        parts = [kind]
-        for name, column in columns.items():
-            others = [value for (other, _), value in column.items() if other == kind or name not in OF_THE_TYPE]
-            if (kind, folder) in column and len(set(others)) > 1:
-                parts.append(f"{name}={column[kind, folder]}")
-        if known and (kind, folder) not in known:
-            parts.append(f"settings of {folder.name} not recorded")
+        mine, parts = values.get((kind, folder)), [kind]
+        if mine is None and known:
+            parts.append("settings not known")
+        for name, value in (mine or {}).items():
+            others = [other.get(name, value) for key, other in values.items() if key[0] == kind or name not in OF_THE_TYPE]
+            if any(other != value for other in others):
+                parts.append(f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}")
         names[kind, folder] = ", ".join(parts)
     return names
 

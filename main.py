@@ -23,7 +23,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import bisect
 import copy
 import math
-import re
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -47,32 +46,24 @@ EVAL_BATCH = {"cpu": 500, "cuda": 2000}  # small enough for a CPU's caches, larg
 
 
 def main(args):
-    """Run the trials of a command, once whatever can be checked of all of them has been."""
-    device, model = pick_device(args.gpu), new_model(args, round_=0)
-    network = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # without addresses, which change
-    shared = ("dataset", "arch_type", "prune_percent", "prune_percent_conv")  # on which other flags' defaults depend
-    with utils.opened(args, network, vars(parse_args([f"--{name}={getattr(args, name)}" for name in shared]))) as runs:
+    """Run the trials of a command, after checking for all of them whatever can be checked."""
+    trials = utils.trials(args)
+    device, model = pick_device(trials[0].gpu), new_model(args, round_=0)
+    with utils.opened(trials, model, vars(parse_args([]))) as runs:
         if not runs:
             return
         rates = percents(args, model)
         data, state = load_data(runs[0].args, device), new_state(args, model)
         for run in runs:
-            run.check(data.digest, state, *iterations(args, data))
-        for run in runs:
-            if run.overwrites():
+            run.check(data.digest, state)
+        if args.overwrite:
+            for run in runs:
                 run.clear()
         print(plan(args, model, rates, data, len(runs)), flush=True)
-        failures, state = [], None
         for run in runs:
-            data = data or load_data(run.args, device)
-            try:
-                experiment(run, data, rates, device)
-            except utils.Failure as failure:
-                failures.append(run.fail(failure))
-            data = None  # the next trial holds out other examples
-    if failures:
-        utils.await_others(args)
-        raise utils.Failure("; ".join(failures))
+            if run is not runs[0]:
+                data = load_data(run.args, device)  # each trial holds out other examples
+            experiment(run, data, rates, device)
 
 
 def experiment(run, data, rates, device):
@@ -81,34 +72,25 @@ def experiment(run, data, rates, device):
     state = new_state(args, prepare(new_model(args, round_=0), args, device))
     with run:
         run.begin(state)
-
-        steps, end = iterations(args, data)
-        if state.round >= args.prune_iterations and state.iteration < end:  # a round of when more were asked for
-            utils.write_log(run.files, state.rows)
-            utils.write_rounds(run, state.rows[:-1], steps, end)
-            return
-        train(args, state, data, run)
+        _, end = iterations(args, data)
+        if state.iteration < end or state.round >= run.files.rounds():  # a resumed run may be at the end of a round
+            train(args, state, data, run)
         while state.round + 1 < args.prune_iterations:
             reset(args, state, next_masks(run, state, rates))
             train(args, state, data, run)
 
 
 def plan(args, model, rates, data, runs):
-    """What a command is about to do, in a line, and in another what of the network is never pruned."""
+    """A line that sums up the command, and one that names the parameters that are never pruned."""
     _, end = iterations(args, data)
-    weights = prunable(model)
+    weights, rounds = prunable(model), args.prune_iterations
     total = sum(weight.numel() for weight in weights.values())
-    counts = {name: weight.numel() for name, weight in weights.items()}
-    for _ in range(args.prune_iterations - 1):
-        counts = {name: count - round(rates[name] / 100 * count) for name, count in counts.items()}
-    tensors = [tensor for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)]
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    size = runs * (args.prune_iterations * (2 * held + total + 1e5) + 2 * (5 * held + total) + held)  # tickets, checkpoints
-    of_runs = f"{runs} trials of " if runs > 1 else ""
-    rounds = "1 round" if args.prune_iterations == 1 else f"{args.prune_iterations} rounds"
+    left = sum(weight.numel() * (1 - rates[name] / 100) ** (rounds - 1) for name, weight in weights.items())
+    held = sum(tensor.nbytes for tensor in model.state_dict().values())
+    size = runs * (rounds * (2 * held + total + 1e5) + 2 * (5 * held + total) + held)  # tickets, checkpoints
     lines = [
-        f"{of_runs}{rounds} of {end} iterations, down to {100 * sum(counts.values()) / total:.2f}% of "
-        f"the {total} weights; about {size / 1e6:.0f} MB of results in {args.output_dir}"
+        f"{f'{runs} trials of ' if runs > 1 else ''}{rounds} round{'s' if rounds > 1 else ''} of {end} iterations, down to "
+        f"{100 * left / total:.2f}% of the {total} weights; about {size / 1e6:.0f} MB of results in {args.output_dir}"
     ]
     others = {name: tuple(p.shape) for name, p in model.named_parameters() if p.dim() > 1 and name not in weights}
     if others:
@@ -119,20 +101,17 @@ def plan(args, model, rates, data, runs):
 def pick_device(gpu):
     """The torch.device that `--gpu` names; the CPU where there is no GPU at all. Sets up its arithmetic for speed."""
     torch.set_flush_denormal(True)  # Adam's moments of weights without gradient get there, and are ten times slower then
-    if gpu == "cpu":
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpu == "cpu" or gpu == count == 0:
+        if gpu != "cpu":
+            print("no GPU found: running on the CPU")
         return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if gpu < count:
-        if not torch.cuda.is_available():
-            raise utils.BadInput(f"torch {torch.__version__} cannot use the GPU: update its driver, or use --gpu=cpu")
-        torch.cuda.set_device(gpu)
-        torch.set_float32_matmul_precision("high")  # TF32
-        torch.backends.cudnn.benchmark = True
-        return torch.device("cuda", gpu)
-    if gpu == count == 0:
-        print("no GPU found: running on the CPU")
-        return torch.device("cpu")
-    raise utils.BadInput(f"--gpu={gpu} is not here: {f'0 to {count - 1} are' if count else 'use --gpu=cpu'}")
+    if gpu >= count:
+        raise utils.BadInput(f"there is no GPU {gpu}: " + (f"choose one of 0 to {count - 1}" if count else "use --gpu=cpu"))
+    torch.cuda.set_device(gpu)
+    torch.set_float32_matmul_precision("high")  # TF32
+    torch.backends.cudnn.benchmark = True
+    return torch.device("cuda", gpu)
 
 
 def seeds(count, seed, *key):
@@ -153,7 +132,7 @@ class Data:
     val: list  # the test part itself where nothing is held out
     test: list
     normalize: Callable  # uint8 images -> float images of mean 0 and standard deviation 1
-    digest: str = ""  # by which other data can be told from these
+    digest: str = ""  # tells other data from these
 
 
 def load_data(args, device):
@@ -201,12 +180,7 @@ def new_model(args, round_):
     Batch norm stays as it is built, at its identity.
     """
     seed_torch(args.seed, round_, 0)  # epoch 0, as training counts from 1
-    try:
-        model = archs.build(args.dataset, args.arch_type)
-    except ValueError as error:
-        raise utils.BadInput(error) from error
-    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
-        raise utils.BadInput(f"{args.arch_type} has lazy layers, which cannot be initialized: give them their sizes")
+    model = archs.build(args.dataset, args.arch_type)
     for module in model.modules():
         if isinstance(module, LAYERS) and module.weight.requires_grad:
             nn.init.xavier_normal_(module.weight)
@@ -227,15 +201,14 @@ def prepare(model, args, device):
 
 def new_state(args, model):
     """A run at its beginning, with the network as it is."""
-    moments, initial = new_moments(args, model), copy.deepcopy(model.state_dict())
-    loss = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
-    held = {"model": model, "initial": initial, "best": copy.deepcopy(initial), "moments": moments, "loss": loss}
-    return utils.State(masks=dense_masks(model), **held)
-
-
-def dense_masks(model):
-    """Masks of the unpruned network, {parameter name: bool tensor}, true where a weight survives."""
-    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+    return utils.State(
+        masks={name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()},
+        model=model,
+        initial=copy.deepcopy(model.state_dict()),
+        best=copy.deepcopy(model.state_dict()),
+        moments=new_moments(args, model),
+        loss=torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device),
+    )
 
 
 def new_moments(args, model):
@@ -297,53 +270,41 @@ def next_masks(run, state, rates):
 
 def percents(args, model):
     """What percentage of each layer goes in a round, {parameter name: percent}."""
-    weights, last = prunable(model), last_layer(args, model)
+    last = last_layer(args, model)
     convolutions = {id(module.weight) for module in model.modules() if isinstance(module, CONVOLUTIONS)}
     found = {}
-    for name, weight in weights.items():
+    for name, weight in prunable(model).items():
         found[name] = args.prune_percent_conv if id(weight) in convolutions else args.prune_percent
         if "downsample" in name.split("."):
             found[name] = args.prune_percent_downsample
-        if weight is last.weight:
+        if last is not None and weight is last.weight:
             found[name] = args.prune_percent_output
     if not any(found.values()):
-        raise utils.BadInput(f"nothing of {args.arch_type} would be pruned: the percentages of all its layers are 0")
+        raise utils.BadInput(
+            f"nothing of {args.arch_type} would be pruned: it has no convolution or linear layer, or all of them are at 0%"
+        )
     return found
 
 
 def last_layer(args, model):
-    """The layer that runs last in a forward pass, which is the output.
+    """The layer that runs last in a forward pass, which is the output; None where there is no such layer.
 
-    Raises BadInput where the network cannot be trained on images of this shape, gives no logits, or has nothing to prune.
+    Raises BadInput where the network cannot be trained on images of this shape, or gives no logits.
     """
     facts, ran = archs.facts(args.dataset), []
-    shape, few = (facts.CHANNELS, facts.SIZE, facts.SIZE), min(2, args.batch_size)
+    images = torch.zeros(min(2, args.batch_size), facts.CHANNELS, facts.SIZE, facts.SIZE)
     layers = [module for module in model.modules() if isinstance(module, LAYERS)]
     hooks = [layer.register_forward_hook(lambda layer, *_: ran.append(layer)) for layer in layers]
     try:
-        for training in (False, True):
-            ran.clear()
-            logits = model.train(training)(torch.zeros(few, *shape, device=next(model.parameters(), torch.empty(0)).device))
-            if not isinstance(logits, torch.Tensor) or logits.shape != (few, facts.CLASSES):
-                found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-                raise utils.BadInput(f"{args.arch_type} gives {found}, not logits of shape {(few, facts.CLASSES)}")
-        if prunable(model):
-            F.cross_entropy(logits.float(), torch.zeros(few, dtype=torch.int64, device=logits.device)).backward()
-    except (utils.BadInput, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever the code of a network may raise
+        shape = tuple(model(images).shape)
+    except (RuntimeError, ValueError) as error:  # such as that of batch norm for a single example
         reason = archs.one_line(error)
-        raise utils.BadInput(f"{args.arch_type} cannot be trained on batches of shape {(few, *shape)}: {reason}") from error
-    finally:
-        model.train()
-        model.zero_grad()
-        for hook in hooks:
-            hook.remove()
-    if not prunable(model):
-        raise utils.BadInput(
-            f"nothing of {args.arch_type} can be pruned: it has no convolution and no linear layer that trains"
-        )
-    return ran[-1]
+        raise utils.BadInput(f"{args.arch_type} cannot be trained on batches of {tuple(images.shape)}: {reason}") from error
+    for hook in hooks:
+        hook.remove()
+    if shape != (len(images), facts.CLASSES):
+        raise utils.BadInput(f"{args.arch_type} gives {shape}, not logits of shape {(len(images), facts.CLASSES)}")
+    return ran[-1] if ran else None
 
 
 def random_masks(wanted, masks):
@@ -358,7 +319,7 @@ def random_masks(wanted, masks):
 
 
 def reset(args, state, masks):
-    """Begin the next round, under `masks` and with a fresh optimizer: all that the network holds as it was at first, or new."""
+    """Start the next round under `masks`, with a fresh optimizer, and the network as it was at first (reinit: a new one)."""
     state.round += 1
     state.iteration = args.rewind_iter  # a rewound network goes on from there
     state.seconds = 0.0
@@ -377,7 +338,7 @@ def apply_masks(model, masks):
 
 
 def train(args, state, data, run):
-    """Train from where `state` is to the end of its round, measuring as it goes, and write what the round leaves."""
+    """Train from `state` to the end of its round, evaluating on the way, and write the round's results."""
     utils.keep_freed_memory()  # not before, as no step could use what loading the data leaves
     steps, end = iterations(args, data)
     start, device = state.iteration, data.train[1].device
@@ -405,7 +366,7 @@ def train(args, state, data, run):
                 if utils.best(state.rows[-1]) is row:
                     utils.fill(state.best, state.model.state_dict())
             run.checkpoint(state, now=state.iteration == end)
-        utils.end_round(run, state, log, trained=start < end)
+        utils.end_round(run, state, log)
     run.checkpoint(state)  # where a signal came since
 
 
@@ -416,7 +377,7 @@ def evaluation_due(args, iteration, steps, end):
 
 
 class Epoch:
-    """What the steps of an epoch read. The tensors stay where they are, for a CUDA graph."""
+    """What the steps of an epoch read: batches, learning rates, seeds. Its tensors are never replaced, for a CUDA graph."""
 
     def __init__(self, args, steps, device):
         self.batches = torch.zeros(steps, args.batch_size, dtype=torch.int64, device=device)  # the numbers of the examples
@@ -536,7 +497,7 @@ def side_stream():
 
 
 def measure(args, state, data, steps, due):
-    """What a row of the log says: the epoch's mean training loss so far and, where one is due, an evaluation."""
+    """The values of a log row: the epoch's mean training loss so far and, if one is due, an evaluation."""
     begin = args.rewind_iter if state.round else 0
     found = {"train_loss": state.loss.item() / min((state.iteration - 1) % steps + 1, state.iteration - begin)}
     if due:
@@ -638,8 +599,6 @@ def parse_args(argv=None):
         parser.error("--masks_from=lt is for the other prune types, as lt makes these masks")
     if args.prune_type == "reinit" and args.rewind_iter:
         parser.error("--rewind_iter is not for --prune_type=reinit, which resets to new weights")
-    if args.seed + args.trials > 2**64:
-        parser.error(f"--trials={args.trials} from --seed={args.seed} on goes beyond the last seed, 2**64 - 1")
     if args.val_size is None:
         args.val_size = facts.VAL_SIZE
     for name, above in (("conv", "percent"), ("output", "percent"), ("downsample", "percent_conv")):

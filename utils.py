@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import ctypes
-import errno
 import functools
 import hashlib
 import io
@@ -11,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +39,7 @@ COLOURS, MARKERS = [f"C{i}" for i in range(10)], "osD^vPX<>*d"  # of curves
 CHECKPOINT_SECONDS = 20
 # One value a round; the last is written last, so that its length tells how many rounds are finished.
 ARRAYS = ("bestaccuracy", "finalaccuracy", "earlystop", "earlystopaccuracy", "compression")
+SCALARS = {"loss/train": "train_loss", "loss/val": "val_loss", "accuracy/val": "val_accuracy", "accuracy/test": "test_accuracy"}
 ANEW = "Choose another --output_dir, or start anew with --overwrite"
 
 
@@ -106,31 +107,23 @@ def trials(args):
     alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     world = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}  # clusters set RANK for others than torchrun, too
     rank, processes, place, neighbours = (int(world.get(name, default)) for name, default in alone.items())
+    if world and args.overwrite:
+        raise BadInput("--overwrite is not for torchrun, whose restarts would clear again: choose another --output_dir")
+    if processes > args.trials:
+        raise BadInput(f"torchrun started {processes} processes for {args.trials} trials")
     if neighbours > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
-        torch.set_num_threads(max(1, cores // neighbours))
-    if args.gpu != "cpu" and torch.cuda.device_count():
-        args.gpu = (args.gpu + place) % torch.cuda.device_count() if processes > 1 else args.gpu
-    for seed in range(args.seed, args.seed + args.trials)[rank::processes]:
-        yield argparse.Namespace(**vars(args) | {"seed": seed})
-
-
-def restarted():
-    """Whether torchrun has started this process anew, after one of them ended with an error."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
-def command():
-    """What tells one torchrun command from another, over its restarts."""
-    return f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.getppid()}"
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
+    gpus = torch.cuda.device_count()
+    gpu = (args.gpu + place) % gpus if args.gpu != "cpu" and gpus and processes > 1 else args.gpu
+    seeds = range(args.seed, args.seed + args.trials)[rank::processes]
+    return [argparse.Namespace(**vars(args) | {"seed": seed, "gpu": gpu}) for seed in seeds]
 
 
 @functools.cache
 def provenance():
     """Which code this is, and of which versions: {"code": digest, "commit", "changed", "python", "torch", ...}."""
     root = Path(__file__).resolve().parent
-    loaded = {Path(module.__file__).resolve() for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
-    code = sorted(path for path in loaded if path.is_file() and (path.parent == root or root / "archs" in path.parents))
+    code = [root / "main.py", root / "utils.py", *sorted((root / "archs").rglob("*.py"))]
     found = {"code": hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()[:16]}
     if (root / ".git").exists():
         with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -159,12 +152,7 @@ def keep_freed_memory():
 
 @contextlib.contextmanager
 def one_line_errors(program):
-    """Turn what users can cause into one line on stderr and an exit status."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-        elif isinstance(getattr(sys, name), io.TextIOWrapper):
-            getattr(sys, name).reconfigure(errors="backslashreplace")  # paths may have what the encoding has not
+    """Report errors that users can cause as one line on stderr and an exit status."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -194,7 +182,7 @@ def one_line_errors(program):
 
 @dataclass(kw_only=True)
 class State:
-    """Where a run is. A checkpoint holds this, and nothing else lasts from one step to the next."""
+    """The state of a run: all that a checkpoint saves, and all that lasts from one step to the next."""
 
     round: int = 0
     iteration: int = 0  # of the round
@@ -223,7 +211,7 @@ def copied(live, anew=True):
 
 
 def fill(live, saved):
-    """Put back what was `copied` into the nested dicts `live`: tensors and networks in place, all else by assignment."""
+    """Restore what was `copied` into the nested dicts `live`: tensors and networks in place, all else by assignment."""
     for key, value in live.items():
         if isinstance(value, dict):
             fill(value, saved[key])
@@ -236,14 +224,13 @@ def fill(live, saved):
 
 
 def alike(live, saved):
-    """Whether `saved` has the keys, shapes and types to `fill` `live`."""
+    """Whether `saved` has the structure of `live`: the same keys, shapes and types."""
     if isinstance(live, nn.Module):
         live = live.state_dict()
     if isinstance(live, dict):
         return isinstance(saved, dict) and live.keys() == saved.keys() and all(alike(live[key], saved[key]) for key in live)
     if isinstance(live, torch.Tensor):
-        kinds = [(tensor.shape, tensor.dtype, tensor.layout) for tensor in (live, saved) if isinstance(tensor, torch.Tensor)]
-        return kinds == kinds[:1] * 2
+        return isinstance(saved, torch.Tensor) and live.shape == saved.shape and live.dtype == saved.dtype
     return type(live) is type(saved)
 
 
@@ -271,30 +258,6 @@ def by_epoch(rows, name):
     return [values.get(epoch, math.nan) for epoch in range(1, rows[-1]["epoch"] + 1)]
 
 
-ROW = {"round", "epoch", "iteration", "weights_remaining", "train_loss", "seconds"}  # what every row has
-
-
-def consistent(saved, steps, end):
-    """Whether a saved state's rows lead to where it is, in rounds of `end` iterations with `steps` in an epoch."""
-    try:
-        for round_, rows in enumerate(saved["rows"]):
-            over = round_ < saved["round"] or saved["iteration"] == end
-            if over and (rows[-1]["iteration"] != end or not ticket(rows)):
-                return False
-            iterations = [0, *(row["iteration"] for row in rows), saved["iteration"] if round_ == saved["round"] else end]
-            good = all(
-                row.keys() >= ROW
-                and all(type(value) in (int, float) for value in row.values())
-                and (row["round"], row["epoch"]) == (round_, math.ceil(row["iteration"] / steps))
-                for row in rows
-            )
-            if not good or iterations != sorted(iterations):
-                return False
-        return len(saved["rows"]) == saved["round"] + 1 and saved["iteration"] <= end
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        return False
-
-
 # Files
 
 
@@ -309,8 +272,6 @@ class Files:
         self.log = self.dumps / f"{self.kind}_log.jsonl"
         self.settings = self.dumps / f"{self.kind}_settings.json"
         self.lock = self.saves / f".{self.kind}.lock"
-        self.failure = self.saves / f"failed_{self.kind}.txt"
-        self.cleared = self.saves / f".{self.kind}.cleared"
         self.initial, self.checkpoint, self.before = (
             self.saves / f"{name}_{self.kind}.pth.tar" for name in ("initial_state_dict", "checkpoint", "checkpoint_before")
         )
@@ -330,29 +291,18 @@ class Files:
             return len(read_array(self.array("compression")))
         return 0
 
-    def complete(self, round_):
-        """Whether the arrays and the figure of a finished round are there."""
-        paths = self.array(f"all_loss_{round_}"), self.array(f"all_accuracy_{round_}"), self.figure(f"LossVsAccuracy_{round_}")
-        return all(path.exists() for path in paths)
-
-    def all_complete(self, rounds):
-        """Whether all is there that a checkpoint at the end of so many rounds can give."""
-        paths = [self.settings, self.log, self.initial, self.ticket(rounds - 1), self.figure("AccuracyVsWeights")]
-        paths += [self.array(name) for name in ARRAYS]
-        return all(path.exists() for path in paths) and all(map(self.complete, range(rounds)))
-
     def results(self):
         """The results there are, checkpoints first: what is left without them cannot be mistaken for a run to go on with."""
-        yield from filter(Path.exists, (self.checkpoint, self.before, self.failure))
+        yield from filter(Path.exists, (self.checkpoint, self.before))
         yield from self.dumps.glob(f"{self.kind}_*")
         yield from self.plots.glob(f"{self.kind}_*")
         yield from self.saves.glob(f"[0-9]*_model_{self.kind}.pth.tar*")  # with what a kill left of one
 
 
 def write(path, save, before=None):
-    """Write a file whole or not at all: `save(file)` fills one beside it, which is then renamed over `path`.
+    """Write a file atomically: `save(file)` writes a temporary one, which is then renamed to `path`.
 
-    What `path` was is kept as `before`, where that is given.
+    The previous version is kept as `before`, if given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.tmp")
@@ -360,32 +310,12 @@ def write(path, save, before=None):
         with beside.open("wb") as file:
             save(file)
             file.flush()
-            with syncing():
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
         if before and path.exists():
             path.replace(before)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-    try:
-        folder = os.open(path.parent, os.O_RDONLY)  # so that the new names survive a loss of power too
-    except PermissionError:  # Windows opens no folders
-        return
-    try:
-        with syncing():
-            os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@contextlib.contextmanager
-def syncing():
-    """Pass over what os.fsync raises where a file system cannot write to the disk at once; files are written all the same."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
 
 
 def write_array(path, values):
@@ -433,96 +363,87 @@ def load_checkpoint(path, types):
 
 
 def read_masks(run, round_, masks):
-    """The masks that the run of another prune type, `args.masks_from`, had in a round; `masks` are such as are wanted."""
+    """The masks of a round of the run of another prune type, `args.masks_from`; `masks` have the shapes expected."""
     kind = run.args.masks_from
     path = Files(run.args, kind).ticket(round_)
-    again = f"run --prune_type={kind} and this into another --output_dir"
     try:
         found = load_checkpoint(path, {"masks": dict, "args": dict})
+        if not alike(masks, found["masks"]):
+            raise BadInput(f"{path} has the masks of another network")
+        if other := difference(run, found["args"], {"prune_type", "masks_from", "rewind_iter"}):
+            raise BadInput(f"{path} was made with {other}")
     except BadInput as error:
-        raise BadInput(f"{error}: put it back, or {again}") from error
-    if not alike(masks, found["masks"]):
-        raise BadInput(f"{path} has the masks of another network: {again}")
-    if other := difference(run, found["args"], {"prune_type", "masks_from", "rewind_iter"}):
-        raise BadInput(f"{path} was made with {other}: give the {kind} run's settings, or {again}")
+        raise BadInput(f"--masks_from={kind}: {error}. First run the same with --prune_type={kind}") from error
     return found["masks"]
 
 
-def check_masks(run, round_, wanted):
-    """Raise BadInput where the round that the run is in was pruned by other masks than those that are there now."""
-    mine = run.saved["state"]["masks"] if run.saved and round_ == run.saved["state"]["round"] else {}
-    sizes_alone = run.args.prune_type == "random"
-    for name, mask in mine.items():
-        if not (mask.sum() == wanted[name].sum() if sizes_alone else mask.equal(wanted[name])):
-            raise BadInput(f"{run.files.dumps} was pruned by other masks than {run.args.masks_from} has now. {ANEW}")
-
-
 @contextlib.contextmanager
-def opened(args, network, defaults):
-    """The unfinished runs of a command's trials, locked, and compared with the results that there are."""
+def opened(trials, model, defaults):
+    """The unfinished runs of these trials, locked, and compared with the results that there are."""
     with contextlib.ExitStack() as locks:
-        runs = [Run(trial, network, defaults) for trial in trials(args)]
+        runs = [Run(trial, model, defaults) for trial in trials]
         for run in runs:
-            take_lock(run)
-            locks.callback(run.lock.release)
+            locks.enter_context(locked(run))
+            run.saved = None if run.args.overwrite else newest_checkpoint(run)
         yield [run for run in runs if not run.finished()]
 
 
-def take_lock(run):
+@contextlib.contextmanager
+def locked(run):
+    """Keep other processes from working on the same run."""
+    lock = FileLock(run.files.lock, blocking=False)
     try:
         run.files.saves.mkdir(parents=True, exist_ok=True)
-        run.lock.acquire()
+        lock.acquire()
     except Timeout as error:
         raise BadInput(f"another process is at work on this run in {run.files.saves}") from error
     except OSError as error:
         raise BadInput(f"--output_dir={run.args.output_dir} cannot be used: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def difference(run, others, free=()):
-    """The first setting in which a run differs from `others`, in words; None where only those differ that may.
+    """The first setting in which a run differs from `others`, in words; None if they agree. Those in `free` may differ.
 
-    A setting that the others lack, as it was not there then, counts as its default.
+    A setting missing from `others`, which are older than it, counts as its default.
     """
+    words = {"network": "another network", "data": "other data"}  # too long to be shown
     for name, value in run.settings.items():
         other = others.get(name, run.defaults.get(name, value))
-        if name in FREE_SETTINGS.union(free) or (isinstance(other, (str, int, float, list, type(None))) and value == other):
-            continue
-        if name == "network":
-            pairs = zip([*str(other).splitlines(), ""], [*value.splitlines(), ""], strict=False)
-            was, now = next((was.strip(), now.strip()) for was, now in pairs if was != now)
-            return f"another network, which has {was or 'nothing'} where this has {now or 'nothing'}"
-        return f"other data ({other}), not {value}" if name == "data" else f"{other} for --{name}, not {value}"
+        if other != value and name not in FREE_SETTINGS.union(free):
+            return words.get(name, f"{other} for --{name}, not {value}")
     return None
 
 
-def newest(run):
+def newest_checkpoint(run):
     """The newest good checkpoint, which has to be of a run with these settings; None where there are no results yet."""
-    run.damage = None
+    damage = None
     for path in filter(Path.exists, (run.files.checkpoint, run.files.before)):
         try:
-            saved = load_checkpoint(path, {"args": dict})
+            saved = load_checkpoint(path, {"state": dict, "args": dict, "made_by": dict})
         except BadInput as error:
-            run.damage = run.damage or error
+            damage = damage or error
             continue
         if other := difference(run, saved["args"]):
             raise BadInput(f"{run.files.dumps} has results with {other}. {ANEW}")
-        run.source = path
+        if damage:
+            print(f"{damage}: going on from the checkpoint before it", file=sys.stderr)
         return saved
-    found = next((path for path in run.files.results() if path.stat().st_size), None)
-    if run.damage or found:
-        raise BadInput(f"{run.damage or f'{found} exists, without a checkpoint to go on from'}. {ANEW}")
+    if found := next(run.files.results(), None):
+        raise BadInput(f"{damage or f'{found} exists, without a checkpoint to go on from'}. {ANEW}")
     return None
 
 
-def note_changes(path, was):
-    """Say where a run goes on from a checkpoint that other code or other versions made."""
+def note_changes(run, was):
+    """Warn if the checkpoint that a run resumes from was made by other code or versions."""
     now = provenance()
-    if not was:
-        print(f"note: {path} was made before code and versions were recorded", file=sys.stderr)
-    changed = [name for name in now if was.get(name, now[name]) != now[name]]
-    if set(changed) - {"commit", "changed"}:  # which other files than these may have made so
-        names = "; ".join(f"{name} {was[name]}, now {now[name]}" for name in changed)
-        print(f"note: {path} goes on with other code or versions: {names}", file=sys.stderr)
+    names = [name for name in now if name not in ("commit", "changed") and was.get(name) != now[name]]
+    if names:
+        changes = "; ".join(f"{name} {was.get(name)}, now {now[name]}" for name in names)
+        print(f"note: {run.files.dumps} goes on with other code or versions: {changes}", file=sys.stderr)
 
 
 def write_settings(run, device):
@@ -536,41 +457,21 @@ def write_settings(run, device):
     write(run.files.settings, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
-def failed(files, of):
-    """Why a run failed in the command whose mark begins with `of`; empty where it did not."""
-    mark, _, reason = files.failure.read_text().partition("\n") if files.failure.exists() else ("", "", "")
-    return reason if mark.startswith(of) else ""
-
-
-def await_others(args):
-    """Under torchrun, wait for the trials of its other processes, which it would stop where this one ends with an error."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    waiting = range(args.seed, args.seed + args.trials) if name else ()
-    while waiting := [
-        seed for seed in waiting if not _over(args, Files(argparse.Namespace(**vars(args) | {"seed": seed})), name)
-    ]:
-        time.sleep(2)
-
-
-def _over(args, files, name):
-    return files.rounds() >= args.prune_iterations or failed(files, name)
-
-
 def title(args, round_):
     return f"round {round_}" + (f" of seed {args.seed}" if args.trials > 1 else "")
 
 
 class Run:
-    """A run's hold on its files: the lock, the checkpoints, and the signals that end it.
+    """One trial: its settings, its checkpoints, and the signals that stop it.
 
-    As a context manager, it has SIGINT and SIGTERM end the step under way and write a checkpoint.
+    As a context manager, it makes SIGINT and SIGTERM finish the current step and write a checkpoint.
     """
 
-    def __init__(self, args, network="", defaults=None):
+    def __init__(self, args, model=None, defaults=None):
         self.args, self.files, self.defaults = args, Files(args), defaults or {}
+        network = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # without addresses, which change
         self.settings = vars(args) | {"network": network}  # what results must have in common to be of one run
-        self.lock = FileLock(self.files.lock, blocking=False)
-        self.saved = self.source = self.damage = None  # the checkpoint to go on from, its file, what is wrong with a newer one
+        self.saved = None  # the checkpoint to go on from
         self.stop, self.handlers = None, {}  # the number of the signal that came; what signals did before
         self.saved_at = time.monotonic()
 
@@ -581,83 +482,50 @@ class Run:
     def __exit__(self, *error):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        if self.stop and error[0] is None:
-            signal.raise_signal(self.stop)  # it came after the last step
 
     def finished(self):
-        """Whether there is nothing to do, which is said. Finds the checkpoint that there may be to go on from."""
-        self.saved = None if self.overwrites() else newest(self)
-        wanted, rounds = self.args.prune_iterations, self.files.rounds()
-        if self.saved is None or rounds < wanted or ("state" in self.saved and not self.files.all_complete(rounds)):
-            return False  # what is missing is written again by the way of a run that is at its end
-        more = "; a larger --prune_iterations adds more" if rounds == wanted else f", more than the {wanted} asked for"
-        print(f"finished: {self.files.dumps} has all {rounds} rounds{more}")
-        note_lost(self.files, rounds)
+        """Whether there is nothing to do, which is said."""
+        rounds = self.files.rounds()
+        if self.saved is None or rounds < self.args.prune_iterations:
+            return False
+        print(f"finished: {self.files.dumps} has {rounds} rounds; a larger --prune_iterations adds more")
         return True
 
-    def overwrites(self):
-        """Whether results there are go: not again where torchrun restarts a command that has cleared them."""
-        cleared = restarted() and self.files.cleared.exists() and self.files.cleared.read_text() == command()
-        return self.args.overwrite and not cleared
-
-    def check(self, data, state, steps, end):
-        """Raise BadInput where the results there are, or the masks wanted, do not go with what is about to be run.
-
-        `data` is the digest of the data, `state` that of a new run. An epoch has `steps` iterations and a round `end`.
-        """
+    def check(self, data, state):
+        """Raise BadInput if the checkpoint or the masks of another run do not fit the data and a new run's `state`."""
         self.settings["data"] = data
         if self.saved:
             if other := difference(self, self.saved["args"]):
                 raise BadInput(f"{self.files.dumps} has results with {other}. {ANEW}")
-            saved = self.saved.get("state")
-            if not (alike(vars(state), saved) and consistent(saved, steps, end)):
-                raise BadInput(f"{self.source} is of another network, other data or another version. {ANEW}")
+            if not alike(vars(state), self.saved["state"]):
+                raise BadInput(f"the checkpoint in {self.files.saves} is of another network or version. {ANEW}")
         if self.args.masks_from:
-            check_rounds(self.args)
-            for round_ in tqdm(range(self.args.prune_iterations), desc="checking masks", delay=1, leave=False):
-                check_masks(self, round_, read_masks(self, round_, state.masks))
+            for round_ in (0, self.args.prune_iterations - 1):
+                read_masks(self, round_, state.masks)
 
     def clear(self):
         """Delete the results there are."""
-        for path in list(self.files.results()):
+        for path in [*self.files.results(), *self.files.runs.glob("events*")]:
             path.unlink()
-        if self.args.overwrite and "TORCHELASTIC_RUN_ID" in os.environ:
-            write(self.files.cleared, lambda file: file.write(command().encode()))
 
     def begin(self, state):
-        """Begin a new run's files, or take one up: `state`, that of a new run, becomes that of the checkpoint.
-
-        Raises Failure where torchrun restarts a command in which this run has failed.
-        """
-        if restarted() and (reason := failed(self.files, command())):
-            raise Failure(reason)
+        """Start a new run, or resume one: then the checkpoint is copied into `state`, which is that of a new run."""
         if self.saved:
             fill(vars(state), self.saved["state"])
-            if self.damage:
-                print(f"{self.damage}: going on from the checkpoint before it")
-                self.files.checkpoint.unlink()  # the next one would rename it over the good one
-            note_changes(self.source, self.saved.get("made_by") or {})
+            note_changes(self, self.saved["made_by"])
         else:
             self.clear()
             self.checkpoint(state, now=True)
         self.saved = None
-        self.files.failure.unlink(missing_ok=True)
         save_checkpoint(self.files.initial, state.initial)
         write_settings(self, state.loss.device)
-
-    def fail(self, failure):
-        """Record why the run cannot go on, and say so; returns that in words."""
-        write(self.files.failure, lambda file: file.write(f"{command()}\n{failure}".encode()))
-        if self.args.trials > 1:
-            print(f"failed: {failure}", file=sys.stderr)
-        return str(failure)
 
     def _stop(self, number, frame):
         self.stop = number
         signal.signal(number, self.handlers[number])  # a second one takes effect at once
 
     def checkpoint(self, state, now=False):
-        """Save the state `now`, or where it is time for it. Raises Stopped where a signal asked for that."""
+        """Save the state, if `now` or CHECKPOINT_SECONDS after the last time. Raises Stopped if a signal came."""
         if now or self.stop or time.monotonic() > self.saved_at + CHECKPOINT_SECONDS:
             content = {"state": vars(state), "args": self.settings, "made_by": provenance()}
             save_checkpoint(self.files.checkpoint, content, self.files.before)
@@ -667,18 +535,10 @@ class Run:
             raise Stopped(self.stop, where, self.args.overwrite)
 
 
-def check_rounds(args):
-    """Raise BadInput where the run whose masks are wanted has fewer rounds than this one is to have."""
-    files, kind, rounds = Files(args, args.masks_from), args.masks_from, args.prune_iterations
-    if (found := files.rounds()) < rounds:
-        short = f"--masks_from={kind} needs the masks of {rounds} rounds, and {files.dumps} has {found}"
-        raise BadInput(f"{short}: first run the same with --prune_type={kind} and without --masks_from")
-
-
 class Log(contextlib.AbstractContextManager):
-    """A round as one can watch it: the rows of the log, TensorBoard, the progress bar.
+    """The progress of a round: log.jsonl, TensorBoard and the progress bar.
 
-    All three are made anew from the state's rows when the round begins or is taken up, and then follow it.
+    All three are rewritten from the state's rows when the round starts or resumes, and then appended to.
     """
 
     def __init__(self, args, state, steps, end):
@@ -691,31 +551,35 @@ class Log(contextlib.AbstractContextManager):
         to_go = f"; about {tqdm.format_interval(rest)} to go" if past and rest > 0 else ""
         print(f"\n{self.title}, of 0..{args.prune_iterations - 1}: {self.remaining:.2f}% of the weights remain{to_go}")
         print(table(state.masks), flush=True)
-        write_log(files, state.rows)
+        lines = [f"{json.dumps(row)}\n".encode() for rows in state.rows for row in evaluations(rows)]
+        write(files.log, lambda file: file.writelines(lines))
         files.runs.mkdir(parents=True, exist_ok=True)
-        for path in files.runs.glob("events.*.round*"):
-            number = path.suffix.removeprefix(".round")
-            if number.isdecimal() and int(number) >= state.round:
-                path.unlink()
-        self.events = EventsWriter(str(files.runs / "events"), f".round{state.round:03}")
-        for content in settings_page(args) if state.round == 0 else ():
-            self.event(content, 0)
+        suffix = f".round{state.round:03}"
+        for path in files.runs.glob(f"events.*{suffix}"):  # of before a resume
+            path.unlink()
+        self.events = EventsWriter(str(files.runs / "events"), suffix)
+        if state.round == 0:
+            self.add_events(0, settings_page(args))
+        self.add_scalars(evaluations(state.rows[-1]))
         patience = 0.1 if sys.stderr.isatty() else 30  # seconds between lines; few of them in a file
         self.bar = tqdm(total=end, initial=state.iteration, desc=self.title, dynamic_ncols=True, mininterval=patience)
-        for row in evaluations(state.rows[-1]):
-            self._add_scalars(row)
-        with syncing():
-            self.events.flush()
 
     def __exit__(self, *error):
         self.bar.close()
 
-    def event(self, content, step):
-        """Add to TensorBoard's file, but not by SummaryWriter, whose thread dies on a full disk and then blocks this one."""
-        self.events.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=content))
+    def add_events(self, step, summaries):
+        """Add to TensorBoard's file; not by SummaryWriter, whose thread dies on a full disk and then blocks this one."""
+        for content in summaries:
+            self.events.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=content))
+
+    def add_scalars(self, rows):
+        for row in rows:
+            step = row["round"] * self.end + row["iteration"]
+            self.add_events(step, [summary.scalar(tag, row[name]) for tag, name in SCALARS.items()])
+        self.events.flush()
 
     def tick(self):
-        """Note that an iteration is over."""
+        """Count an iteration."""
         self.state.seconds = time.monotonic() - self.started
         self.bar.update()
 
@@ -729,86 +593,45 @@ class Log(contextlib.AbstractContextManager):
         if "val_loss" in row:
             with self.files.log.open("a") as file:
                 print(json.dumps(row), file=file)
-            self._add_scalars(row)
-            with syncing():
-                self.events.flush()
-        self._show(row)
-        return row
-
-    def _add_scalars(self, row):
-        step = row["round"] * self.end + row["iteration"]
-        for tag in ("loss/train", "loss/val", "accuracy/val", "accuracy/test"):
-            what, split = tag.split("/")
-            self.event(summary.scalar(tag, row[f"{split}_{what}"]), step)
-
-    def _show(self, row):
-        """Show an epoch's end on the progress bar, with the last evaluation and the best."""
-        last = row["iteration"] == self.end
-        if last or (row["iteration"] % self.steps == 0 and row["epoch"] % self.args.print_freq == 0):
-            shown = evaluations(self.state.rows[-1])
+            self.add_scalars([row])
+        if row["epoch"] % self.args.print_freq == 0 or state.iteration == self.end:
             text = f"epoch {row['epoch']}/{math.ceil(self.end / self.steps)}, loss {row['train_loss']:.4f}"
-            if shown:
+            if shown := evaluations(state.rows[-1]):
                 text += f", accuracy {shown[-1]['test_accuracy']:.2f}%, best {best(shown)['test_accuracy']:.2f}%"
             self.bar.set_postfix_str(text, refresh=False)
+        return row
 
 
-def write_log(files, rounds):
-    """Write the log of these rounds, a list of their rows."""
-    lines = [f"{json.dumps(row)}\n".encode() for rows in rounds for row in evaluations(rows)]
-    write(files.log, lambda file: file.writelines(lines))
-
-
-def end_round(run, state, log, trained):
-    """Write what a finished round leaves: its ticket, TensorBoard's page of it, and what is of all rounds.
-
-    A ticket that is there stays, with the code that it records, where this process has not `trained` any of the round.
-    """
+def end_round(run, state, log):
+    """Write what a finished round leaves: its ticket, TensorBoard's page of it, arrays and figures."""
     log.bar.close()
-    args, files, values = run.args, run.files, ticket(state.rows[-1])
-    content = {"model": state.best, "final": state.model, "masks": state.masks, "round": state.round}
+    args, files, number, rows = run.args, run.files, state.round, state.rows[-1]
+    table = [ticket(rows) for rows in state.rows]
+    values = table[-1]
+
+    content = {"model": state.best, "final": state.model, "masks": state.masks, "round": number}
     content |= {"weights_remaining": values["compression"], "test_accuracy": values["bestaccuracy"]}
-    if trained or not files.ticket(state.round).exists():
-        save_checkpoint(files.ticket(state.round), content | {"args": run.settings, "made_by": provenance()})
-    for page in ticket_page(state, values):
-        log.event(page, state.round)
-    with syncing():
-        log.events.close()
-    write_rounds(run, state.rows, log.steps, log.end)
-    top = best(state.rows[-1])
-    where = f"iteration {top['iteration']}" if args.max_iter else f"epoch {top['epoch']}"
-    at_best = f"{values['bestaccuracy']:.2f}% at best validation ({where})"
-    print(f"{log.title}: test accuracy {at_best}, {values['finalaccuracy']:.2f}% at the end")
-    note_lost(files, state.round)
+    save_checkpoint(files.ticket(number), content | {"args": run.settings, "made_by": provenance()})
+    log.add_events(number, ticket_page(state, values))
+    log.events.close()
 
+    losses = by_epoch(rows, "train_loss")
+    curve = [(min(epoch, log.end / log.steps), loss) for epoch, loss in enumerate(losses, start=1)]
+    measured = [(row["iteration"] / log.steps, row["test_accuracy"]) for row in evaluations(rows)]
+    plot_round(files.figure(f"LossVsAccuracy_{number}"), curve, measured)
+    write_array(files.array(f"all_loss_{number}"), losses)
+    write_array(files.array(f"all_accuracy_{number}"), by_epoch(rows, "test_accuracy"))
 
-def note_lost(files, rounds):
-    """Name what cannot be written again of so many rounds."""
-    for path in filter(lambda path: not path.exists(), map(files.ticket, range(rounds))):
-        print(f"note: {path} is gone, and only training its round anew would bring it back", file=sys.stderr)
-
-
-def write_rounds(run, rounds, steps, end):
-    """Write the arrays and figures of finished rounds, a list of their rows, of `end` iterations with `steps` in an epoch."""
-    args, files = run.args, run.files
-    for round_, rows in enumerate(rounds):
-        if rows is rounds[-1] or not files.complete(round_):
-            write_round(files, round_, rows, steps, end)
-    table = [ticket(rows) for rows in rounds]
     arrays = {name: [values[name] for values in table] for name in ARRAYS}
     points = [args.prune_type] * len(table), arrays["compression"], arrays["bestaccuracy"]
     plot_accuracy(files.figure("AccuracyVsWeights"), *points, f"{args.arch_type}, {args.dataset}")
     for name, column in arrays.items():
         write_array(files.array(name), column)
 
-
-def write_round(files, round_, rows, steps, end):
-    """Write the arrays and the figure of a round, of `end` iterations with `steps` in an epoch."""
-    losses = by_epoch(rows, "train_loss")
-    curve = [(min(epoch, end / steps), loss) for epoch, loss in enumerate(losses, start=1)]
-    measured = [(row["iteration"] / steps, row["test_accuracy"]) for row in evaluations(rows)]
-    plot_round(files.figure(f"LossVsAccuracy_{round_}"), curve, measured)
-    write_array(files.array(f"all_loss_{round_}"), losses)
-    write_array(files.array(f"all_accuracy_{round_}"), by_epoch(rows, "test_accuracy"))
+    top = best(rows)
+    where = f"iteration {top['iteration']}" if args.max_iter else f"epoch {top['epoch']}"
+    at_best = f"{values['bestaccuracy']:.2f}% at best validation ({where})"
+    print(f"{log.title}: test accuracy {at_best}, {values['finalaccuracy']:.2f}% at the end")
 
 
 def settings_page(args):

@@ -224,28 +224,16 @@ def write_dataset(folder, name, **changes):
 
 LABELS = "lambda data_dir, train: (torch.zeros(30, 1, 28, 28, dtype=torch.uint8), {})"
 DATASETS = [
-    ({"load": LABELS.format("torch.zeros(30)")}, "labels of float32"),
-    ({"load": LABELS.format("torch.zeros(30, 1, dtype=torch.long)")}, r"labels of int64 of shape \(30, 1\)"),
+    ({"load": LABELS.format("torch.zeros(30, 1, dtype=torch.long)")}, r"30 images and labels of shape \(30, 1\)"),
     ({"load": LABELS.format("torch.full((30,), 10)")}, r"labels in 10..10, not in 0..9"),
-    ({"load": LABELS.format("torch.zeros(29, dtype=torch.long)")}, "30 images and 29 labels"),
-    ({"load": "lambda data_dir, train: torch.zeros(3)"}, "two arrays"),
-    ({"load": "lambda data_dir, train: None"}, "two arrays"),
-    ({"load": "lambda data_dir, train: (nothing, train)"}, r"mine/__init__.py, line 9: NameError: name 'nothing'"),
-    ({"load": "lambda data_dir: None"}, r"mine/__init__.py: TypeError"),
+    ({"load": LABELS.format("torch.zeros(29, dtype=torch.long)")}, r"30 images and labels of shape \(29,\)"),
     ({"load": None}, "has no load"),
     ({"load": LABELS.replace("uint8", "float32").format("torch.zeros(30)")}, "images of float32"),
     ({"MEAN": "(127.0,)"}, r"MEAN must have one number.*0\.\.1"),
-    ({"MEAN": "(0.5, 0.5, 0.5)"}, "MEAN must have one number for each channel"),
-    ({"MEAN": "0.5"}, "MEAN must"),
-    ({"STD": "(0,)"}, "STD must"),
+    ({"MEAN": "(0.5, 0.5, 0.5)"}, "MEAN must have one number per channel"),
     ({"STD": "(64,)"}, "STD must"),
     ({"STD": None}, "has no STD"),
-    ({"CLASSES": "'ten'"}, "CLASSES must be a whole number"),
     ({"FILES": None}, "has no FILES"),
-    ({"FILES": "'x.npz'"}, "FILES must be a list of names"),
-    ({"load": "lambda data_dir, train: [][1]"}, r"mine/__init__.py, line 9: IndexError"),
-    ({"VAL_SIZE": "5 +"}, "SyntaxError"),
-    ({"SIZE": "math.nan"}, r"line 3: NameError"),
 ]
 
 
@@ -264,62 +252,48 @@ for number in range({len(DATASETS)}):
 """
     result = command("-c", code, cwd=tmp_path)
     assert not result.stderr
-    for number, ((_, message), line) in enumerate(zip(DATASETS, result.stdout.splitlines(), strict=True)):
-        assert re.search(message.replace("mine/", f"mine{number}/"), line), line
+    for (_, message), line in zip(DATASETS, result.stdout.splitlines(), strict=True):
+        assert re.search(message, line), line
         assert "damaged" not in line
 
 
 def test_a_datasets_mistakes_are_one_line_and_do_no_harm_to_others(own):
-    write_dataset(own.folder, "mine", load="lambda data_dir, train: nothing")
+    write_dataset(own.folder, "mine", MEAN="(127.0,)")
     status, error = own("--dataset=mine")
     assert status == 2
-    assert "mine/__init__.py, line 9: NameError" in error
-    write_dataset(own.folder, "mine", MEAN="(127.0,)")
+    assert "MEAN must" in error
     assert own("--dataset=digits")[0] == 0
 
 
 ARCHITECTURES = [
-    ("", "has no build"),
-    ("def build(channels, size): pass", "TypeError"),
-    ("def build(channels, size, classes): return 3", "must return an nn.Module"),
     ("from torch import nn\ndef build(channels, size, classes): return nn.Sequential(nn.Flatten(), nn.Linear(784, 3))",
      r"gives \(2, 3\), not logits of shape \(2, 10\)"),
     ("from torch import nn\ndef build(channels, size, classes): return nn.Linear(7, 10)",
-     r"cannot be trained on batches of shape \(2, 1, 28, 28\)"),
-    ("from torch import nn\ndef build(channels, size, classes): return nn.Linear(size, Classes)", "line 2: NameError"),
+     r"cannot be trained on batches of \(2, 1, 28, 28\)"),
     ("from torch import nn\ndef build(channels, size, classes): return nn.Identity()", "not logits"),
-    ("import nothing", "line 1: ModuleNotFoundError"),
-    ("from torch import nn\nclass Net(nn.Module):\n    def __init__(self): self.layer = nn.Linear(3, 3)\n"
-     "def build(*_): return Net()", "AttributeError"),
-    ("def build(*_): return {}['layer']", "line 1: KeyError"),
-    ("from torch import nn\ndef build(*_): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))", "lazy layers"),
-    ("from torch import nn\nclass Net(nn.Linear):\n    def forward(self, x):\n        y = super().forward(x.flatten(1))\n"
-     "        return (y, y) if self.training else y\ndef build(*_): return Net(784, 10)", "gives tuple, not logits"),
-    ("from torch import nn\nclass Net(nn.Linear):\n    def forward(self, x):\n        y = super().forward(x.flatten(1))\n"
-     "        return y if self.training else [y]\ndef build(*_): return Net(784, 10)", "gives list, not logits"),
     ("from torch import nn\ndef build(*_): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False)",
-     "no linear layer that trains"),
+     "nothing of mine3 would be pruned"),
 ]  # fmt: skip
 
 
-def test_an_architectures_mistakes_are_named(own):
-    for number, (text, _) in enumerate(ARCHITECTURES):
+def test_networks_that_do_not_fit_are_one_line(own):
+    for number, (text, message) in enumerate(ARCHITECTURES):
         (own.folder / f"common/mine{number}.py").write_text(text)
-    code = f"""
-import main, utils
-for number in range({len(ARCHITECTURES)}):
-    try:
-        main.main(main.parse_args(["--dataset=digits", f"--arch_type=mine{{number}}", "--gpu=cpu", "--end_iter=1"]))
-    except utils.BadInput as error:
-        print(error)
-"""
-    result = command("-c", code, cwd=own.folder.parent)
-    assert not result.stderr
-    for (_, message), line in zip(ARCHITECTURES, result.stdout.splitlines(), strict=True):
-        assert re.search(message, line), line
-    status, error = own("--dataset=digits", "--arch_type=mine3")
-    assert status == 2
-    assert "not logits of shape (2, 10)" in error
+        status, error = own("--dataset=digits", f"--arch_type=mine{number}")
+        assert status == 2
+        assert re.search(message, error), error
+
+
+def test_a_mistake_in_a_file_of_ones_own_has_a_traceback_to_its_line(own):
+    (own.folder / "common/mine.py").write_text("from torch import nn\ndef build(*_): return nn.Linear(size, 10)\n")
+    result = command("main.py", "--dataset=digits", "--arch_type=mine", "--gpu=cpu", cwd=own.folder.parent)
+    assert result.returncode == 1
+    assert 'common/mine.py", line 2' in result.stderr
+
+
+def test_one_example_is_too_few_for_batch_norm_of_one_pixel(small_args):
+    with pytest.raises(utils.BadInput, match=r"vgg19 cannot be trained on batches of .*more than 1 value per channel"):
+        main.main(small_args(arch_type="vgg19", batch_size=1))
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])

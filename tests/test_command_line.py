@@ -192,7 +192,6 @@ def test_bad_flags_take_one_line(flag, advice, capsys):
     [
         (["--masks_from=lt"], "for the other prune types"),
         (["--prune_type=reinit", "--rewind_iter=5"], "new weights"),
-        (["--seed=18446744073709551615", "--trials=2"], "the last seed"),
     ],
 )
 def test_flags_that_do_not_go_together_take_one_line(flags, advice, capsys):
@@ -210,7 +209,7 @@ def test_flags_that_do_not_go_together_take_one_line(flags, advice, capsys):
         ({"batch_size": 1238}, "--batch_size=1238 is larger than the 1237"),
         ({"val_size": 1437}, "--val_size=1437 leaves nothing of the 1437"),
         ({"val_size": 10**30}, "leaves nothing"),
-        ({"gpu": torch.cuda.device_count() + 1}, "is not here"),
+        ({"gpu": torch.cuda.device_count() + 1}, "there is no GPU"),
         ({"output_dir": "/dev/null/results"}, "--output_dir=/dev/null/results"),
         ({"output_dir": __file__}, "cannot be used"),
         ({"dataset": "mnist", "data_dir": "/dev/null"}, "--dataset=digits"),
@@ -306,13 +305,6 @@ def test_home_is_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/frankle")
     args = main.parse_args(["--output_dir=~/tickets", "--data_dir=~/data"])
     assert (args.output_dir, args.data_dir) == ("/home/frankle/tickets", "/home/frankle/data")
-
-
-def test_a_driver_too_old_is_one_line(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(utils.BadInput, match=r"update its driver, or use --gpu=cpu"):
-        main.pick_device(0)
 
 
 def test_a_single_round_leaves_no_warning(tmp_path):

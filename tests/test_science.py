@@ -530,7 +530,7 @@ def test_a_parametrized_weight_is_named_as_not_pruned_and_its_layer_is_the_outpu
 
 def test_a_network_without_anything_to_prune_is_one_line(small_args, monkeypatch):
     monkeypatch.setattr(archs, "build", lambda *_: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)))
-    with pytest.raises(utils.BadInput, match="no convolution and no linear layer"):
+    with pytest.raises(utils.BadInput, match="no convolution or linear layer"):
         main.main(small_args())
 
 
