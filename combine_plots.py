@@ -1,18 +1,15 @@
-"""Overlay winning tickets and their controls, for every architecture and dataset that has results.
+"""Draw winning tickets and their controls, for every architecture and dataset that has results.
 
     python3 combine_plots.py
 
 finds what `main.py` wrote under `dumps/`, of whatever length and of however many seeds, and draws for each experiment the
 accuracy against the percentage of weights remaining; early-stopping iteration, accuracy there and accuracy at the end, as in
 Figure 4 of the paper; and the accuracy while rounds train, as in its Figure 3. Several seeds of the same settings give their
-mean, and their range. Runs of different settings are curves of their own. A table says the same in numbers.
+mean, and their range. Runs of different settings are curves of their own. A table says the same in numbers. `main.py` draws the
+figures of single runs by the functions here.
 """
 
-import signal
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported, Ctrl-C needs no traceback
-
+import contextlib
 import json
 import math
 import re
@@ -20,9 +17,11 @@ import sys
 import zlib
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 
 import utils
+
+# matplotlib, pandas and seaborn take seconds to import, so only what draws does.
 
 EARLY_STOPPING = {  # the arrays of the paper's Figure 4, and what they are
     "earlystop": "early-stopping iteration",
@@ -32,10 +31,13 @@ EARLY_STOPPING = {  # the arrays of the paper's Figure 4, and what they are
 COLUMNS = {"bestaccuracy": "accuracy at best validation (%)", **EARLY_STOPPING}
 # Settings in which a prune type may differ from another and be compared with it all the same.
 OF_THE_TYPE = {"masks_from", "rewind_iter"}
+COLOURS, MARKERS = [f"C{i}" for i in range(10)], "osD^vPX<>*d"  # of curves
 TRAINING_POINTS = 50  # of a curve over a round; more would show the noise of single evaluations
 
 
 def main(args):
+    import pandas as pd
+
     dumps = Path(args.output_dir) / "dumps" / "lt"
     summaries = []
     for place in sorted(dumps.glob("*/*")):
@@ -70,6 +72,8 @@ def read_runs(place):
 
     And the runs' curves, {(prune type, folder): name}.
     """
+    import pandas as pd
+
     folders = seeds(place)
     found = {(kind, folder): read_run(folder, kind) for kind in utils.PRUNE_TYPES for folder in folders}
     found = {key: run for key, run in found.items() if run is not None}
@@ -80,14 +84,15 @@ def read_runs(place):
         print(f"combine_plots.py: {place} has runs of different settings, not averaged: {curves}", file=sys.stderr)
     if unknown := [f"{kind} in {folder}" for (kind, folder), settings in recorded.items() if settings is None]:
         print(f"combine_plots.py: taken to have the same settings, as none can be read: {'; '.join(unknown)}", file=sys.stderr)
-    for (kind, folder), run in found.items():
-        run.insert(0, "seed", folders[folder])
-        run.insert(0, "curve", names[kind, folder])
-    return pd.concat(found.values(), ignore_index=True) if found else pd.DataFrame(), names
+    runs = [
+        pd.DataFrame({"curve": names[kind, folder], "seed": folders[folder], **columns})
+        for (kind, folder), columns in found.items()
+    ]
+    return pd.concat(runs, ignore_index=True) if runs else pd.DataFrame(), names
 
 
 def read_run(folder, kind):
-    """The rows of one run, or None where there is nothing that can be used, which is said."""
+    """The columns of one run, {name: a value per finished round}, or None if there is nothing that can be used."""
     files = {name: folder / f"{kind}_{name}.dat" for name in ("compression", *COLUMNS)}
     if not (files["compression"].exists() and files["bestaccuracy"].exists()):
         return None
@@ -100,10 +105,10 @@ def read_run(folder, kind):
         print(f"combine_plots.py: left out: {error}", file=sys.stderr)
         return None
     rounds = min(map(len, arrays.values()))  # a run may be between two files just now
-    run = pd.DataFrame({"round": range(rounds), "weights_remaining": arrays["compression"][:rounds]})
+    columns = {"round": range(rounds), "weights_remaining": arrays["compression"][:rounds]}
     for name in COLUMNS:
-        run[name] = arrays[name][:rounds] if name in arrays else math.nan
-    return run
+        columns[name] = arrays[name][:rounds] if name in arrays else math.nan
+    return columns
 
 
 def read_settings(folder, kind):
@@ -144,18 +149,24 @@ def curve_names(recorded):
 
 def read_training(names, rounds):
     """What the logs have of these rounds, a row for each evaluation of the runs, {(prune type, folder): curve}."""
+    import pandas as pd
+
     rows = []
     for (kind, folder), curve in names.items():
-        path = folder / f"{kind}_log.jsonl"
-        for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-            try:
-                row = json.loads(line)
-                values = {name: float(row[name]) for name in ("weights_remaining", "iteration", "test_accuracy")}
-                if row["round"] in rounds and all(map(math.isfinite, values.values())):
-                    rows.append({"curve": curve, "seed": folder.name, "round": row["round"], **values})
-            except (ValueError, KeyError, TypeError):  # the last line of a run that writes it just now
-                continue
+        here = read_log(folder / f"{kind}_log.jsonl")
+        rows += [{"curve": curve, "seed": folder.name, **row} for row in here if row["round"] in rounds]
     return pd.DataFrame(rows)
+
+
+def read_log(path):
+    """Yield the evaluations of a log, {name: number} for the columns that figures need; nothing if there is no log."""
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line of a run that writes it just now
+            row = json.loads(line)
+            names = ("round", "epoch", "iteration", "weights_remaining", "test_accuracy")
+            values = {name: float(row[name]) for name in names}
+            if all(map(math.isfinite, values.values())):
+                yield values | {"round": row["round"]}
 
 
 # The table
@@ -190,6 +201,29 @@ def spread(mean, low, high, digits):
     return f"{mean:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if low < high else "")
 
 
+# Figures of a run
+
+
+def draw_run(files, last=None):
+    """Draw the rounds of a run that have no figure, round `last`, which has just ended, and the figure of all rounds."""
+    for round_ in range(files.rounds()):
+        if round_ == last or not files.figure(f"LossVsAccuracy_{round_}").exists():
+            draw_round(files, round_)
+    percents, accuracies = (utils.read_array(files.array(name)) for name in ("compression", "bestaccuracy"))
+    plot_accuracy(files.figure("AccuracyVsWeights"), [files.kind] * len(percents), percents, accuracies, files.title)
+
+
+def draw_round(files, round_):
+    """Draw a round's training losses and test accuracies over its epochs."""
+    losses = utils.read_array(files.array(f"all_loss_{round_}"))
+    rows = [row for row in read_log(files.log) if row["round"] == round_]
+    steps = max(row["iteration"] / row["epoch"] for row in rows)  # of an epoch, if one ends with an evaluation
+    end = rows[-1]["iteration"] / steps  # in epochs, the last of which may be cut short
+    curve = [(min(epoch, end), loss) for epoch, loss in enumerate(losses, start=1)]
+    measured = [(row["iteration"] / steps, row["test_accuracy"]) for row in rows]
+    plot_round(files.figure(f"LossVsAccuracy_{round_}"), curve, measured)
+
+
 # Figures
 
 
@@ -198,7 +232,7 @@ def draw(args, place, runs, names):
     arch_type, dataset = place.parts[-2:]
     folder, title = Path(args.output_dir, "plots", "lt", "combined_plots"), f"{arch_type}, {dataset}"
     path = folder / f"combined_{arch_type}_{dataset}.png"
-    utils.plot_accuracy(path, runs["curve"], runs["weights_remaining"], runs["bestaccuracy"], title)
+    plot_accuracy(path, runs["curve"], runs["weights_remaining"], runs["bestaccuracy"], title)
     print(f"{path}: {describe(runs)}")
     complete = runs.dropna()
     if not complete.empty:
@@ -228,10 +262,10 @@ def describe(runs):
 
 def plot_early_stopping(path, runs, title):
     """The layout of the paper's Figure 4, one panel below the other: means, with bars for the range of the trials."""
-    with utils.figure(path, rows=3) as (panels, sns):
+    with figure(path, rows=3) as (panels, sns):
         for axes, (name, label) in zip(panels, EARLY_STOPPING.items(), strict=True):
             first = axes is panels[0]
-            utils.curves(axes, sns, runs["curve"], runs["weights_remaining"], runs[name], err_style="bars", legend=first)
+            curves(axes, sns, runs["curve"], runs["weights_remaining"], runs[name], err_style="bars", legend=first)
             axes.set_ylabel(label.replace("stopping ", "stopping\n").replace(" (", "\n("))
         panels[0].legend(title=title)
 
@@ -251,7 +285,7 @@ def plot_training(path, rows, title):
     curves = rows["curve"].unique()
     # The first evaluations, far below, would leave no room for what the rounds differ in.
     limits = rows["test_accuracy"].quantile(0.03) - 0.1, rows["test_accuracy"].max() + 0.1
-    with utils.figure(path, rows=len(curves)) as (panels, sns):
+    with figure(path, rows=len(curves)) as (panels, sns):
         for axes, curve in zip(panels, curves, strict=True):
             here = rows[rows["curve"] == curve]
             few = here.groupby(["seed", "round"]).size().max() <= 10  # a line of one point cannot be seen
@@ -264,12 +298,74 @@ def plot_training(path, rows, title):
         panels[0].figure.legend(handles, texts, title=heading, ncols=4, loc="outside upper center")  # where no curve is
 
 
+# How figures look
+
+
+@contextlib.contextmanager
+def figure(path, rows=1):
+    """Axes, one below the other, of a figure of a paper's column width, which is written to `path` at the end."""
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    with sns.axes_style("ticks"), sns.plotting_context("paper"), sns.color_palette("colorblind"):
+        fig = Figure(figsize=(3.5, 1.2 + 1.4 * rows), layout="constrained")
+        yield fig.subplots(rows, sharex=True, squeeze=False)[:, 0], sns
+        sns.despine(fig)
+        utils.write(path, lambda file: fig.savefig(file, format="png", dpi=300))
+    fig.clear()  # its references go in circles, and would keep the pixels of every round in memory for long
+
+
+def plot_round(path, losses, accuracies):
+    """A round's training losses and test accuracies, both [(epochs, value), ...]."""
+    with figure(path, rows=2) as ((above, below), _):
+        for axes, points in ((above, losses), (below, accuracies)):
+            axes.plot(*zip(*points, strict=True), marker="o" if len(points) <= 30 else None)
+        above.set_ylabel("training loss")
+        below.set(xlabel="epoch", ylabel="test accuracy (%)")
+        below.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
+def plot_accuracy(path, kinds, percents, accuracies, title):
+    """Test accuracy against the percentage of weights remaining, dense at the left: a point for each round of each run.
+
+    `kinds` are the points' prune types. Where several runs have a round, the line is their mean, the band their range.
+    """
+    with figure(path) as ((axes,), sns):
+        curves(axes, sns, kinds, percents, accuracies)
+        axes.legend(title=title)
+        axes.set_ylabel("test accuracy (%)")
+
+
+def curves(axes, sns, names, percents, values, **options):
+    """Draw values against the percentage of weights remaining, a curve for each name. Prune types look the same always."""
+    from matplotlib.ticker import FormatStrFormatter, NullLocator
+
+    percents = np.array(percents, dtype=float)
+    percents[percents == 0] = np.nan  # for which a logarithmic axis has no place
+    looks = dict.fromkeys((*utils.PRUNE_TYPES, *names))  # in this order
+    colours, markers = ({name: look[i % len(look)] for i, name in enumerate(looks)} for look in (COLOURS, MARKERS))
+    options |= {"hue": names, "palette": colours, "style": names, "markers": markers, "dashes": False}
+    sns.lineplot(x=percents, y=values, errorbar=("pi", 100), ax=axes, **options)
+    if np.isnan(percents).all():
+        return
+    low, high = np.nanmin(percents), np.nanmax(percents)
+    if low == high:  # one round: an axis needs a width
+        axes.set_xlim(0.8 * low, 1.2 * high)
+    axes.set(xscale="log", xlabel="weights remaining (%)")
+    axes.xaxis.set_inverted(True)
+    digits = (1, 2, 5) if high < 1000 * low else (1,)
+    ticks = [digit * 10.0**power for power in range(-6, 3) for digit in digits]
+    axes.set_xticks([tick for tick in ticks if low * 0.99 <= tick <= high] if high > 3 * low else np.unique(percents))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%.4g"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 def parse_args(argv=None):
     parser = utils.Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--arch_type", metavar="NAME", help="this architecture alone (default: all%(default).0s)")
     add("--dataset", metavar="NAME", help="this dataset alone (default: all%(default).0s)")
-    rounds = utils.numbers("whole numbers, 0 or more, with commas between them", lambda value: value >= 0)
+    rounds = utils.numbers("[0, inf)")
     add("--rounds", default=[0, 3, 7, 15], type=rounds, metavar="N,...", help="rounds whose training is drawn")
     add("--csv", type=utils.folder, metavar="FILE", help="write the table to a file, too (default: no%(default).0s)")
     add("--output_dir", default=".", type=utils.folder, metavar="DIR", help="where main.py put its results")

@@ -15,14 +15,10 @@ To watch: tensorboard --logdir=runs
 J. Frankle and M. Carbin, "The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks", ICLR 2019.
 """
 
-import signal
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported, Ctrl-C needs no traceback
-
 import bisect
 import copy
 import math
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -38,6 +34,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 import archs
+import combine_plots
 import utils
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -46,24 +43,47 @@ EVAL_BATCH = {"cpu": 500, "cuda": 2000}  # small enough for a CPU's caches, larg
 
 
 def main(args):
-    """Run the trials of a command, after checking for all of them whatever can be checked."""
+    """Run the trials of a command; of those that are finished, write the arrays, the log and missing figures again."""
     trials = utils.trials(args)
     device, model = pick_device(trials[0].gpu), new_model(args, round_=0)
-    with utils.opened(trials, model, vars(parse_args([]))) as runs:
-        if not runs:
-            return
-        rates = percents(args, model)
-        data, state = load_data(runs[0].args, device), new_state(args, model)
+    failures = []
+    with utils.opened(trials, model, defaults(args)) as runs:
+        unfinished = []
         for run in runs:
-            run.check(data.digest, state)
-        if args.overwrite:
-            for run in runs:
-                run.clear()
-        print(plan(args, model, rates, data, len(runs)), flush=True)
+            rounds = run.finished_rounds()
+            if rounds < args.prune_iterations:
+                unfinished.append(run)
+            else:
+                run.write_arrays()
+                combine_plots.draw_run(run.files)
+                print(f"finished: {run.files.dumps} has {rounds} rounds; a larger --prune_iterations adds more")
+        if unfinished:
+            failures = run_trials(args, unfinished, model, device)
+    utils.report(failures)
+
+
+def run_trials(args, runs, model, device):
+    """Train these trials, after every check that can be made before; returns a list of what failed."""
+    rates = percents(args, model)
+    data = load_data(runs[0].args, device)
+    for run in runs:
+        run.check(data.digest, new_state(args, model))
+    if args.overwrite:
         for run in runs:
-            if run is not runs[0]:
-                data = load_data(run.args, device)  # each trial holds out other examples
+            run.clear()
+    print(plan(args, model, rates, data, len(runs)), flush=True)
+
+    failures = []
+    for run in runs:
+        if run is not runs[0]:
+            data = load_data(run.args, device)  # each trial holds out other examples
+        try:
             experiment(run, data, rates, device)
+        except utils.Failure as failure:
+            failures.append(str(failure))
+            if run is not runs[-1]:
+                print(f"failed: {failure}", file=sys.stderr)
+    return failures
 
 
 def experiment(run, data, rates, device):
@@ -72,8 +92,7 @@ def experiment(run, data, rates, device):
     state = new_state(args, prepare(new_model(args, round_=0), args, device))
     with run:
         run.begin(state)
-        _, end = iterations(args, data)
-        if state.iteration < end or state.round >= run.files.rounds():  # a resumed run may be at the end of a round
+        if state.round >= run.files.rounds():  # a resumed run may be at the end of a round
             train(args, state, data, run)
         while state.round + 1 < args.prune_iterations:
             reset(args, state, next_masks(run, state, rates))
@@ -367,6 +386,7 @@ def train(args, state, data, run):
                     utils.fill(state.best, state.model.state_dict())
             run.checkpoint(state, now=state.iteration == end)
         utils.end_round(run, state, log)
+    combine_plots.draw_run(run.files, state.round)
     run.checkpoint(state)  # where a signal came since
 
 
@@ -531,23 +551,16 @@ def parse_args(argv=None):
     example = "Example: %(prog)s --dataset=digits --prune_percent=20 --prune_iterations=16 --end_iter=20"
     parser = utils.Parser(description=__doc__.split("\n\n")[0], epilog=example)
     number = utils.number
-    count = number(int, "a whole number above 0", lambda value: value > 0)
-    seed = number(int, "a whole number from 0 to 2**64 - 1", lambda value: 0 <= value < 2**64)
-    percent = number(float, "a percentage between 0 and 100, both excluded", lambda value: 0 < value < 100)
-    share = number(float, "a percentage from 0 to 100, which is excluded", lambda value: 0 <= value < 100)
-    rate = number(float, "a finite number above 0", lambda value: value > 0)
-    decay = number(float, "a finite number, 0 or more", lambda value: value >= 0)
-    momentum = number(float, "a number from 0 to 1, which is excluded", lambda value: 0 <= value < 1)
-    size = number(int, "a whole number, 0 or more", lambda value: value >= 0)
-    index = number(int, "the index of a GPU, or cpu", lambda value: value >= 0)
-    milestones = utils.numbers("whole numbers above 0 with commas between them", lambda value: value > 0)
+    count, size = number(int, "[1, inf)"), number(int, "[0, inf)")
+    rate, decay = number(float, "(0, inf)"), number(float, "[0, inf)")
+    percent, share = number(float, "(0, 100)"), number(float, "[0, 100)")
 
     add = parser.add_argument_group("experiment").add_argument
     add("--prune_type", default="lt", choices=utils.PRUNE_TYPES, help="lt: reset the survivors to the original weights;"
         " reinit: to new ones; random: to the original ones, but let chance choose the survivors")  # fmt: skip
     add("--dataset", default="mnist", choices=archs.datasets(), help="digits comes with the code")
     add("--arch_type", default="fc1", choices=archs.architectures(), help="network")
-    add("--seed", default=0, type=seed, metavar="N", help="decides everything random")
+    add("--seed", default=0, type=number(int, f"[0, {2**64})"), metavar="N", help="decides everything random")
     add("--trials", default=1, type=count, metavar="N", help="run so many seeds, from --seed on")
 
     add = parser.add_argument_group("pruning").add_argument
@@ -564,10 +577,11 @@ def parse_args(argv=None):
     add = parser.add_argument_group("training").add_argument
     add("--optimizer", default="adam", choices=["adam", "sgd"], help="with torch's usual constants")
     add("--lr", default=1.2e-3, type=rate, metavar="X", help="learning rate")
-    add("--momentum", default=0.9, type=momentum, metavar="X", help="SGD's momentum")
+    add("--momentum", default=0.9, type=number(float, "[0, 1)"), metavar="X", help="SGD's momentum")
     add("--weight_decay", default=0.0, type=decay, metavar="X", help="L2 penalty")
-    add("--lr_milestones", default=[], type=milestones, metavar="N,...", help="iterations after which the learning rate drops"
-        " (default: none%(default).0s)")  # fmt: skip
+    milestones = utils.numbers("[1, inf)")
+    add("--lr_milestones", default=[], type=milestones, metavar="N,...", help="iterations after which the learning rate drops,"
+        " with commas between them (default: none%(default).0s)")  # fmt: skip
     add("--lr_gamma", default=0.1, type=rate, metavar="X", help="the factor of each drop")
     add("--warmup_iter", default=0, type=size, metavar="N", help="iterations in which the learning rate rises from 0 to --lr")
     add("--batch_size", default=60, type=count, metavar="N", help="examples per iteration")
@@ -580,7 +594,7 @@ def parse_args(argv=None):
     add("--eval_iter", default=0, type=size, metavar="N", help="evaluate every N iterations as well; 0 for none")
 
     add = parser.add_argument_group("machine").add_argument
-    add("--gpu", default=0, type=lambda text: text if text == "cpu" else index(text), metavar="N", help="a GPU's index, or cpu")
+    add("--gpu", default=0, type=number(int, "[0, inf)", "cpu"), metavar="N", help="a GPU's index, or cpu")
     add("--amp", action="store_true", help="bfloat16 in the forward pass")
     add("--data_dir", default="data", type=utils.folder, metavar="DIR", help="where datasets are, or are downloaded to")
     add("--output_dir", default=".", type=utils.folder, metavar="DIR", help="where results go")
@@ -606,6 +620,12 @@ def parse_args(argv=None):
             setattr(args, f"prune_percent_{name}", getattr(args, f"prune_{above}"))
     args.lr_milestones.sort()
     return args
+
+
+def defaults(args):
+    """The defaults of all flags for this dataset, architecture and pruning rate, on which some of them depend."""
+    shared = ("dataset", "arch_type", "prune_percent", "prune_percent_conv")
+    return vars(parse_args([f"--{name}={getattr(args, name)}" for name in shared]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What the science does not need to show: the state of a run, its checkpoints, logs, tables and figures."""
+"""Everything besides the experiment itself: the state of a run, its files and checkpoints, its log, and errors."""
 
 import argparse
 import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import io
@@ -17,25 +18,22 @@ import sys
 import time
 import zipfile
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, NullLocator
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
-from torch import nn
+from tensorboardX.record_writer import RecordWriter
+from torch import distributed, nn
 from tqdm import tqdm
 
 PRUNE_TYPES = ("lt", "reinit", "random")
 # Settings that may change from one start of a run to the next.
 FREE_SETTINGS = {"prune_iterations", "trials", "gpu", "data_dir", "output_dir", "overwrite", "print_freq"}
-COLOURS, MARKERS = [f"C{i}" for i in range(10)], "osD^vPX<>*d"  # of curves
 CHECKPOINT_SECONDS = 20
 # One value a round; the last is written last, so that its length tells how many rounds are finished.
 ARRAYS = ("bestaccuracy", "finalaccuracy", "earlystop", "earlystopaccuracy", "compression")
@@ -73,22 +71,27 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def number(kind, wanted, valid):
-    """An argparse type: a finite `kind` (int or float) for which `valid(value)` holds; `wanted` says so in words."""
+def number(kind, interval, *words):
+    """Return an argparse type: a `kind` (int or float) in an interval such as "[0, 100)", or one of these words."""
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    noun = "a whole number" if kind is int else "a number"
+    wanted = " or ".join([f"{noun} in {interval}", *words])
 
     def parse(text):
-        with contextlib.suppress(ValueError, OverflowError):
+        if text in words:
+            return text
+        with contextlib.suppress(ValueError):
             value = kind(text)
-            if math.isfinite(value) and valid(value):
+            if low < value < high or (value == low and interval.startswith("[")):
                 return value
         raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
 
     return parse
 
 
-def numbers(wanted, valid):
-    """An argparse type: whole numbers with commas between them, each as in `number`, as a list."""
-    one = number(int, wanted, valid)
+def numbers(interval):
+    """Return an argparse type: a list of whole numbers in an interval, written with commas between them."""
+    one = number(int, interval)
     return lambda text: [one(part) for part in text.split(",")]
 
 
@@ -110,13 +113,29 @@ def trials(args):
     if world and args.overwrite:
         raise BadInput("--overwrite is not for torchrun, whose restarts would clear again: choose another --output_dir")
     if processes > args.trials:
-        raise BadInput(f"torchrun started {processes} processes for {args.trials} trials")
+        raise BadInput(f"torchrun started {processes} processes for --trials={args.trials}: start one for each, at most")
     if neighbours > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
     gpus = torch.cuda.device_count()
     gpu = (args.gpu + place) % gpus if args.gpu != "cpu" and gpus and processes > 1 else args.gpu
     seeds = range(args.seed, args.seed + args.trials)[rank::processes]
     return [argparse.Namespace(**vars(args) | {"seed": seed, "gpu": gpu}) for seed in seeds]
+
+
+def report(failures):
+    """Raise a Failure that names the trials that failed, if any.
+
+    torchrun ends all processes when one exits with an error. So under torchrun, each waits here until the others have trained.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would act on Ctrl-C only after the barrier
+        try:
+            distributed.init_process_group("gloo", timeout=timedelta(days=365))
+            distributed.barrier()
+        except RuntimeError as error:
+            print(f"note: not waiting for torchrun's other processes: {error}", file=sys.stderr)
+    if failures:
+        raise Failure("; ".join(failures))
 
 
 @functools.cache
@@ -153,8 +172,6 @@ def keep_freed_memory():
 @contextlib.contextmanager
 def one_line_errors(program):
     """Report errors that users can cause as one line on stderr and an exit status."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
         return
@@ -171,7 +188,6 @@ def one_line_errors(program):
         if not of_memory and "can't allocate memory" not in str(error):  # torch has no type for the CPU's
             raise
         status, message = 1, f"error: out of memory, a smaller --batch_size needs less: {error}"
-    sys.unraisablehook = lambda _: None  # a file that a full disk left open is tried, in vain, once more at the exit
     with contextlib.suppress(OSError):
         print(f"{program}:", " ".join(message.split()), file=sys.stderr)
     sys.exit(status)
@@ -269,6 +285,7 @@ class Files:
         place = Path(args.arch_type, args.dataset, f"seed{args.seed}" if args.seed else "")
         self.dumps, self.saves, self.plots = (root / folder / place for folder in ("dumps/lt", "saves", "plots/lt"))
         self.runs = root / "runs" / place / self.kind
+        self.title = f"{args.arch_type}, {args.dataset}"  # of figures
         self.log = self.dumps / f"{self.kind}_log.jsonl"
         self.settings = self.dumps / f"{self.kind}_settings.json"
         self.lock = self.saves / f".{self.kind}.lock"
@@ -310,12 +327,21 @@ def write(path, save, before=None):
         with beside.open("wb") as file:
             save(file)
             file.flush()
-            os.fsync(file.fileno())
+            sync(os.fsync, file.fileno())
         if before and path.exists():
             path.replace(before)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def sync(function, *args):
+    """Call a function that calls fsync, on file systems that do not support it in vain."""
+    try:
+        function(*args)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def write_array(path, values):
@@ -379,30 +405,20 @@ def read_masks(run, round_, masks):
 
 @contextlib.contextmanager
 def opened(trials, model, defaults):
-    """The unfinished runs of these trials, locked, and compared with the results that there are."""
+    """The runs of these trials, locked against other processes, each with the checkpoint to resume from."""
+    runs = [Run(trial, model, defaults) for trial in trials]
     with contextlib.ExitStack() as locks:
-        runs = [Run(trial, model, defaults) for trial in trials]
         for run in runs:
-            locks.enter_context(locked(run))
-            run.saved = None if run.args.overwrite else newest_checkpoint(run)
-        yield [run for run in runs if not run.finished()]
-
-
-@contextlib.contextmanager
-def locked(run):
-    """Keep other processes from working on the same run."""
-    lock = FileLock(run.files.lock, blocking=False)
-    try:
-        run.files.saves.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise BadInput(f"another process is at work on this run in {run.files.saves}") from error
-    except OSError as error:
-        raise BadInput(f"--output_dir={run.args.output_dir} cannot be used: {error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
+            try:
+                run.files.saves.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(FileLock(run.files.lock, blocking=False))
+            except Timeout as error:
+                raise BadInput(f"another process is at work on this run in {run.files.saves}") from error
+            except OSError as error:
+                raise BadInput(f"--output_dir={run.args.output_dir} cannot be used: {error}") from error
+            if not run.args.overwrite:
+                run.source, run.saved = newest_checkpoint(run)
+        yield runs
 
 
 def difference(run, others, free=()):
@@ -419,7 +435,10 @@ def difference(run, others, free=()):
 
 
 def newest_checkpoint(run):
-    """The newest good checkpoint, which has to be of a run with these settings; None where there are no results yet."""
+    """Return the path and the content of the newest undamaged checkpoint, (None, None) if there are no results.
+
+    Raises BadInput if its settings differ, or if there are results without a checkpoint.
+    """
     damage = None
     for path in filter(Path.exists, (run.files.checkpoint, run.files.before)):
         try:
@@ -431,10 +450,10 @@ def newest_checkpoint(run):
             raise BadInput(f"{run.files.dumps} has results with {other}. {ANEW}")
         if damage:
             print(f"{damage}: going on from the checkpoint before it", file=sys.stderr)
-        return saved
+        return path, saved
     if found := next(run.files.results(), None):
         raise BadInput(f"{damage or f'{found} exists, without a checkpoint to go on from'}. {ANEW}")
-    return None
+    return None, None
 
 
 def note_changes(run, was):
@@ -471,7 +490,7 @@ class Run:
         self.args, self.files, self.defaults = args, Files(args), defaults or {}
         network = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # without addresses, which change
         self.settings = vars(args) | {"network": network}  # what results must have in common to be of one run
-        self.saved = None  # the checkpoint to go on from
+        self.source = self.saved = None  # the checkpoint to resume from: its path and its content
         self.stop, self.handlers = None, {}  # the number of the signal that came; what signals did before
         self.saved_at = time.monotonic()
 
@@ -483,13 +502,20 @@ class Run:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
-    def finished(self):
-        """Whether there is nothing to do, which is said."""
-        rounds = self.files.rounds()
-        if self.saved is None or rounds < self.args.prune_iterations:
-            return False
-        print(f"finished: {self.files.dumps} has {rounds} rounds; a larger --prune_iterations adds more")
-        return True
+    def finished_rounds(self):
+        """Return how many rounds are finished: those before the checkpoint's, and its own if its arrays were written."""
+        if self.saved is None:
+            return 0
+        rounds = self.saved["state"].get("round", 0)  # `check` refuses the state of another version
+        if self.source == self.files.checkpoint and self.files.rounds() > rounds:
+            rounds += 1
+        return rounds
+
+    def write_arrays(self):
+        """Write the log and the arrays of the finished rounds from the checkpoint's rows."""
+        rounds = self.saved["state"]["rows"]
+        write_log(self.files, rounds)
+        write_arrays(self.files, rounds[: self.finished_rounds()])
 
     def check(self, data, state):
         """Raise BadInput if the checkpoint or the masks of another run do not fit the data and a new run's `state`."""
@@ -500,7 +526,7 @@ class Run:
             if not alike(vars(state), self.saved["state"]):
                 raise BadInput(f"the checkpoint in {self.files.saves} is of another network or version. {ANEW}")
         if self.args.masks_from:
-            for round_ in (0, self.args.prune_iterations - 1):
+            for round_ in tqdm(range(self.args.prune_iterations), desc="checking masks", delay=1, leave=False):
                 read_masks(self, round_, state.masks)
 
     def clear(self):
@@ -513,6 +539,9 @@ class Run:
         if self.saved:
             fill(vars(state), self.saved["state"])
             note_changes(self, self.saved["made_by"])
+            self.write_arrays()
+            if self.source == self.files.before:  # a damaged checkpoint would be renamed over this good one
+                self.files.checkpoint.unlink(missing_ok=True)
         else:
             self.clear()
             self.checkpoint(state, now=True)
@@ -535,7 +564,7 @@ class Run:
             raise Stopped(self.stop, where, self.args.overwrite)
 
 
-class Log(contextlib.AbstractContextManager):
+class Log:
     """The progress of a round: log.jsonl, TensorBoard and the progress bar.
 
     All three are rewritten from the state's rows when the round starts or resumes, and then appended to.
@@ -551,32 +580,41 @@ class Log(contextlib.AbstractContextManager):
         to_go = f"; about {tqdm.format_interval(rest)} to go" if past and rest > 0 else ""
         print(f"\n{self.title}, of 0..{args.prune_iterations - 1}: {self.remaining:.2f}% of the weights remain{to_go}")
         print(table(state.masks), flush=True)
-        lines = [f"{json.dumps(row)}\n".encode() for rows in state.rows for row in evaluations(rows)]
-        write(files.log, lambda file: file.writelines(lines))
+        write_log(files, state.rows)
         files.runs.mkdir(parents=True, exist_ok=True)
         suffix = f".round{state.round:03}"
         for path in files.runs.glob(f"events.*{suffix}"):  # of before a resume
             path.unlink()
-        self.events = EventsWriter(str(files.runs / "events"), suffix)
-        if state.round == 0:
-            self.add_events(0, settings_page(args))
-        self.add_scalars(evaluations(state.rows[-1]))
+        self.events = RecordWriter(str(files.runs / f"events.out.tfevents.{time.time():.0f}{suffix}"))
         patience = 0.1 if sys.stderr.isatty() else 30  # seconds between lines; few of them in a file
         self.bar = tqdm(total=end, initial=state.iteration, desc=self.title, dynamic_ncols=True, mininterval=patience)
 
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            stack.push(self)  # if this fails, too
+            self.events.write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+            if self.state.round == 0:
+                self.add_summaries(0, settings_page(self.args))
+            self.add_scalars(evaluations(self.state.rows[-1]))
+            stack.pop_all()
+        return self
+
     def __exit__(self, *error):
         self.bar.close()
+        with contextlib.suppress(OSError):  # a full disk, which has been reported; left open, it would be tried again at exit
+            self.events.close()
 
-    def add_events(self, step, summaries):
+    def add_summaries(self, step, summaries):
         """Add to TensorBoard's file; not by SummaryWriter, whose thread dies on a full disk and then blocks this one."""
         for content in summaries:
-            self.events.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=content))
+            event = event_pb2.Event(wall_time=time.time(), step=step, summary=content)
+            self.events.write(event.SerializeToString())
 
     def add_scalars(self, rows):
         for row in rows:
             step = row["round"] * self.end + row["iteration"]
-            self.add_events(step, [summary.scalar(tag, row[name]) for tag, name in SCALARS.items()])
-        self.events.flush()
+            self.add_summaries(step, [summary.scalar(tag, row[name]) for tag, name in SCALARS.items()])
+        sync(self.events.flush)
 
     def tick(self):
         """Count an iteration."""
@@ -602,31 +640,34 @@ class Log(contextlib.AbstractContextManager):
         return row
 
 
+def write_log(files, rounds):
+    """Write the log of these rounds, a list of their rows."""
+    lines = [f"{json.dumps(row)}\n".encode() for rows in rounds for row in evaluations(rows)]
+    write(files.log, lambda file: file.writelines(lines))
+
+
+def write_arrays(files, rounds, start=0):
+    """Write the arrays of finished rounds, a list of their rows: those over all rounds, and those of each from `start` on."""
+    for number, rows in list(enumerate(rounds))[start:]:
+        write_array(files.array(f"all_loss_{number}"), by_epoch(rows, "train_loss"))
+        write_array(files.array(f"all_accuracy_{number}"), by_epoch(rows, "test_accuracy"))
+    table = [ticket(rows) for rows in rounds]
+    for name in ARRAYS:
+        write_array(files.array(name), [values[name] for values in table])
+
+
 def end_round(run, state, log):
-    """Write what a finished round leaves: its ticket, TensorBoard's page of it, arrays and figures."""
+    """Write the ticket of a finished round, its page in TensorBoard, and the arrays."""
     log.bar.close()
     args, files, number, rows = run.args, run.files, state.round, state.rows[-1]
-    table = [ticket(rows) for rows in state.rows]
-    values = table[-1]
+    values = ticket(rows)
 
     content = {"model": state.best, "final": state.model, "masks": state.masks, "round": number}
     content |= {"weights_remaining": values["compression"], "test_accuracy": values["bestaccuracy"]}
     save_checkpoint(files.ticket(number), content | {"args": run.settings, "made_by": provenance()})
-    log.add_events(number, ticket_page(state, values))
-    log.events.close()
-
-    losses = by_epoch(rows, "train_loss")
-    curve = [(min(epoch, log.end / log.steps), loss) for epoch, loss in enumerate(losses, start=1)]
-    measured = [(row["iteration"] / log.steps, row["test_accuracy"]) for row in evaluations(rows)]
-    plot_round(files.figure(f"LossVsAccuracy_{number}"), curve, measured)
-    write_array(files.array(f"all_loss_{number}"), losses)
-    write_array(files.array(f"all_accuracy_{number}"), by_epoch(rows, "test_accuracy"))
-
-    arrays = {name: [values[name] for values in table] for name in ARRAYS}
-    points = [args.prune_type] * len(table), arrays["compression"], arrays["bestaccuracy"]
-    plot_accuracy(files.figure("AccuracyVsWeights"), *points, f"{args.arch_type}, {args.dataset}")
-    for name, column in arrays.items():
-        write_array(files.array(name), column)
+    log.add_summaries(number, ticket_page(state, values))
+    sync(log.events.flush)
+    write_arrays(files, state.rows, start=number)
 
     top = best(rows)
     where = f"iteration {top['iteration']}" if args.max_iter else f"epoch {top['epoch']}"
@@ -684,62 +725,3 @@ def connections(mask):
             image = counts.reshape(channels, side, side).sum(0)
             return np.kron(image / max(1, image.max()), np.ones((8, 8)))  # eight times larger, to be seen
     return None
-
-
-# Figures
-
-
-@contextlib.contextmanager
-def figure(path, rows=1):
-    """Axes, one below the other, of a figure of a paper's column width, which is written to `path` at the end."""
-    import seaborn as sns  # it takes more than a second, for which --help and errors should not wait
-
-    with sns.axes_style("ticks"), sns.plotting_context("paper"), sns.color_palette("colorblind"):
-        fig = Figure(figsize=(3.5, 1.2 + 1.4 * rows), layout="constrained")
-        yield fig.subplots(rows, sharex=True, squeeze=False)[:, 0], sns
-        sns.despine(fig)
-        write(path, lambda file: fig.savefig(file, format="png", dpi=300))
-    fig.clear()  # its references go in circles, and would keep the pixels of every round in memory for long
-
-
-def plot_round(path, losses, accuracies):
-    """A round's training losses and test accuracies, both [(epochs, value), ...]."""
-    with figure(path, rows=2) as ((above, below), _):
-        for axes, points in ((above, losses), (below, accuracies)):
-            axes.plot(*zip(*points, strict=True), marker="o" if len(points) <= 30 else None)
-        above.set_ylabel("training loss")
-        below.set(xlabel="epoch", ylabel="test accuracy (%)")
-        below.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-
-
-def plot_accuracy(path, kinds, percents, accuracies, title):
-    """Test accuracy against the percentage of weights remaining, dense at the left: a point for each round of each run.
-
-    `kinds` are the points' prune types. Where several runs have a round, the line is their mean, the band their range.
-    """
-    with figure(path) as ((axes,), sns):
-        curves(axes, sns, kinds, percents, accuracies)
-        axes.legend(title=title)
-        axes.set_ylabel("test accuracy (%)")
-
-
-def curves(axes, sns, names, percents, values, **options):
-    """Draw values against the percentage of weights remaining, a curve for each name. Prune types look the same always."""
-    percents = np.array(percents, dtype=float)
-    percents[percents == 0] = np.nan  # for which a logarithmic axis has no place
-    looks = dict.fromkeys((*PRUNE_TYPES, *names))  # in this order
-    colours, markers = ({name: look[i % len(look)] for i, name in enumerate(looks)} for look in (COLOURS, MARKERS))
-    options |= {"hue": names, "palette": colours, "style": names, "markers": markers, "dashes": False}
-    sns.lineplot(x=percents, y=values, errorbar=("pi", 100), ax=axes, **options)
-    if np.isnan(percents).all():
-        return
-    low, high = np.nanmin(percents), np.nanmax(percents)
-    if low == high:  # one round: an axis needs a width
-        axes.set_xlim(0.8 * low, 1.2 * high)
-    axes.set(xscale="log", xlabel="weights remaining (%)")
-    axes.xaxis.set_inverted(True)
-    digits = (1, 2, 5) if high < 1000 * low else (1,)
-    ticks = [digit * 10.0**power for power in range(-6, 3) for digit in digits]
-    axes.set_xticks([tick for tick in ticks if low * 0.99 <= tick <= high] if high > 3 * low else np.unique(percents))
-    axes.xaxis.set_major_formatter(FormatStrFormatter("%.4g"))
-    axes.xaxis.set_minor_locator(NullLocator())

@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 
@@ -28,15 +29,21 @@ def architectures(dataset=None):
 
 
 def facts(dataset):
-    """The dataset's module, with CHANNELS, SIZE, CLASSES, MEAN, STD, VAL_SIZE, FILES and load."""
+    """The dataset's module, with CHANNELS, SIZE, CLASSES, MEAN, STD, VAL_SIZE, FILES and load.
+
+    Raises ValueError if one is missing, or if MEAN, STD or VAL_SIZE cannot be.
+    """
     module = importlib.import_module(f"{__name__}.{dataset}")
     for name in ("CHANNELS", "SIZE", "CLASSES", "VAL_SIZE", "MEAN", "STD", "FILES", "load"):
         if not hasattr(module, name):
             raise ValueError(f"{module.__file__} has no {name}")
-    for name in ("MEAN", "STD"):
-        values = getattr(module, name)
-        if len(values) != module.CHANNELS or not all(0 <= value <= 1 for value in values):
-            raise ValueError(f"{module.__file__}: {name} must have one number per channel, of pixels in 0..1, not {values}")
+    mean, std = np.array(module.MEAN), np.array(module.STD)
+    if mean.shape != (module.CHANNELS,) or not ((mean >= 0) & (mean <= 1)).all():
+        raise ValueError(f"{module.__file__}: MEAN must have one number in [0, 1] per channel, not {module.MEAN}")
+    if std.shape != (module.CHANNELS,) or not ((std > 0) & (std <= 1)).all():
+        raise ValueError(f"{module.__file__}: STD must have one number in (0, 1] per channel, not {module.STD}")
+    if not isinstance(module.VAL_SIZE, int) or module.VAL_SIZE < 0:
+        raise ValueError(f"{module.__file__}: VAL_SIZE must be a whole number in [0, inf), not {module.VAL_SIZE}")
     return module
 
 
@@ -71,6 +78,8 @@ def load(dataset, data_dir, train):
     if images.dtype != torch.uint8 or images.shape[1:] != shape:
         has = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape[1:])}"
         raise ValueError(f"{dataset} holds images of {has}, not uint8 of shape {shape}: {wanted}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{dataset} holds labels of {str(labels.dtype).removeprefix('torch.')}, not integers: {wanted}")
     if labels.shape != (len(images),) or len(labels) == 0:
         raise ValueError(f"{dataset} holds {len(images)} images and labels of shape {tuple(labels.shape)}: {wanted}")
     if labels.min() < 0 or labels.max() >= data.CLASSES:

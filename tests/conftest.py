@@ -1,6 +1,10 @@
 """What several tests need: the repository on the path, a way to run its commands, and small runs of the experiment."""
 
 import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts its threads: two that wait for each other are slow beside other work
+
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +16,18 @@ import torch.nn.functional as F
 from numpy.random import SeedSequence
 from torch import nn
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import archs
+import combine_plots
+import main
+import utils
 
-import main  # noqa: E402
-import utils  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 torch.set_flush_denormal(True)  # as main.main does, before torch starts its threads
 
 
 def command(*args, cwd=ROOT, timeout=120):
-    """Run `python3 args...` as a user does; returns .returncode, .stdout and .stderr."""
+    """Run `python3 args...` as a user does; returns .returncode, .stdout and .stderr. It takes seconds to import torch."""
     return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, timeout=timeout, capture_output=True, text=True)
 
 
@@ -36,7 +41,8 @@ def png_size(path):
 @pytest.fixture
 def train_round(monkeypatch):
     """A function that trains for a round, without checkpoints and files: train_round(args, model or state, data) -> state."""
-    monkeypatch.setattr(utils, "end_round", lambda *_, **__: None)
+    monkeypatch.setattr(utils, "end_round", lambda *_: None)
+    monkeypatch.setattr(combine_plots, "draw_run", lambda *_: None)
     monkeypatch.setattr(utils.Run, "checkpoint", lambda *_, **__: None)
 
     def train(args, start, data, masks=None):
@@ -100,6 +106,23 @@ def small_args(tmp_path):
         return main.parse_args([f"--{name}={value}" for name, value in flags.items()])
 
     return make
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The folder of a copy of `archs` that the program uses, to add datasets and architectures to."""
+    folder = tmp_path / "archs"
+    shutil.copytree(ROOT / "archs", folder)
+    monkeypatch.setattr(archs, "__file__", str(folder / "__init__.py"))
+    monkeypatch.setattr(archs, "__path__", [str(folder)])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = {name: module for name, module in sys.modules.items() if name.startswith("archs.")}
+    for name in before:
+        del sys.modules[name]
+    yield folder
+    for name in [name for name in sys.modules if name.startswith("archs.")]:
+        del sys.modules[name]
+    sys.modules.update(before)
 
 
 @pytest.fixture

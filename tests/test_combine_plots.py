@@ -26,13 +26,13 @@ def write_curve(folder, kind, accuracies, percent=20):
 @pytest.fixture
 def drawn(monkeypatch):
     """The points that combine_plots drew, [(prune type, percent, accuracy), ...], by the figure's file name."""
-    found, plot = {}, utils.plot_accuracy
+    found, plot = {}, combine_plots.plot_accuracy
 
     def spy(path, kinds, percents, accuracies, title):
         found[path.name] = list(zip(kinds, percents, accuracies, strict=True))
         plot(path, kinds, percents, accuracies, title)
 
-    monkeypatch.setattr(utils, "plot_accuracy", spy)
+    monkeypatch.setattr(combine_plots, "plot_accuracy", spy)
     return found
 
 
@@ -127,7 +127,13 @@ def experiment(tmp_path):
             for name, values in (("earlystop", iterations), ("earlystopaccuracy", there), ("finalaccuracy", end)):
                 utils.write_array(folder / f"{kind}_{name}.dat", values)
             rows = [
-                {"round": r, "iteration": i, "weights_remaining": (100.0, 80.0)[r], "test_accuracy": 90 + seed + r + i / 400}
+                {
+                    "round": r,
+                    "epoch": 1,
+                    "iteration": i,
+                    "weights_remaining": (100.0, 80.0)[r],
+                    "test_accuracy": 90 + seed + r + i / 400,
+                }
                 for r in range(2)
                 for i in (100, 200, 300, 400)
             ]
@@ -210,7 +216,10 @@ def test_training_is_drawn_for_the_rounds_asked_for_as_in_figure_3(experiment, f
 def test_a_long_round_is_drawn_by_its_means_over_fiftieths(tmp_path, figures):
     folder = tmp_path / "dumps/lt/fc1/mnist"
     write_curve(folder, "lt", [97])
-    rows = [{"round": 0, "iteration": i, "weights_remaining": 100.0, "test_accuracy": 90 + i % 20} for i in range(10, 5001, 10)]
+    rows = [
+        {"round": 0, "epoch": 1, "iteration": i, "weights_remaining": 100.0, "test_accuracy": 90 + i % 20}
+        for i in range(10, 5001, 10)
+    ]
     (folder / "lt_log.jsonl").write_text("\n".join(map(json.dumps, rows)))
     combine(tmp_path)
     ((x, y),) = figures["training_fc1_mnist.png"][0]["lines"]
@@ -266,15 +275,40 @@ def test_a_table_that_cannot_be_written_is_one_line(experiment):
 # A round's figure
 
 
-def test_a_rounds_figure_has_its_losses_above_its_accuracies(tmp_path, figures):
-    utils.plot_round(tmp_path / "round.png", [(1, 0.5), (2, 0.3)], [(0.5, 90), (2, 95)])
-    above, below = figures["round.png"]
-    assert (above["label"], above["lines"]) == ("training loss", [([1, 2], [0.5, 0.3])])
-    assert (below["label"], below["lines"]) == ("test accuracy (%)", [([0.5, 2], [90, 95])])
+def test_a_rounds_figure_has_its_losses_above_its_accuracies(small_args, figures):
+    """Losses by epoch, from their array, and all accuracies, from the log; the last epoch here is cut short."""
+    args = small_args(max_iter=50, eval_iter=15, prune_iterations=2)
+    main.main(args)
+    for round_ in range(2):
+        above, below = figures[f"lt_LossVsAccuracy_{round_}.png"]
+        assert (above["label"], below["label"]) == ("training loss", "test accuracy (%)")
+        losses = np.load(utils.Files(args).array(f"all_loss_{round_}")).tolist()
+        assert above["lines"] == [([1, 2, 2.5], losses)]
+        rows = [row for row in map(json.loads, utils.Files(args).log.open()) if row["round"] == round_]
+        assert [row["iteration"] for row in rows] == [15, 20, 30, 40, 45, 50]
+        assert below["lines"] == [([row["iteration"] / 20 for row in rows], [row["test_accuracy"] for row in rows])]
+    (panel,) = figures["lt_AccuracyVsWeights.png"]
+    ((x, y),) = panel["lines"]
+    assert x == pytest.approx([80, 100])
+    assert y == np.load(utils.Files(args).array("bestaccuracy")).tolist()[::-1]
+
+
+def test_a_round_is_drawn_once_by_what_is_on_the_disk(small_args, figures):
+    args = small_args(prune_iterations=2)
+    main.main(args)
+    found = utils.Files(args)
+    figures.clear()
+    combine_plots.draw_run(found)
+    assert set(figures) == {"lt_AccuracyVsWeights.png"}, "which a kill may have left without the last round"
+    utils.write_array(found.array("all_loss_1"), [7.0, 8.0])
+    found.figure("LossVsAccuracy_1").unlink()
+    combine_plots.draw_run(found)
+    assert set(figures) == {"lt_LossVsAccuracy_1.png", "lt_AccuracyVsWeights.png"}
+    assert figures["lt_LossVsAccuracy_1.png"][0]["lines"] == [([1, 2], [7, 8])]
 
 
 def test_a_single_epoch_can_be_seen(tmp_path):
-    utils.plot_round(tmp_path / "round.png", [(1, 0.5)], [(1, 90)])
+    combine_plots.plot_round(tmp_path / "round.png", [(1, 0.5)], [(1, 90)])
     red, _, blue, _ = np.moveaxis(imread(tmp_path / "round.png"), 2, 0)
     above, below = np.array_split(blue - red > 0.3, 2)
     assert above.any()
@@ -359,7 +393,7 @@ def write_log(folder, rows):
 
 
 def test_a_row_that_is_not_finite_is_left_out(tmp_path, figures):
-    row = {"round": 0, "iteration": 1, "weights_remaining": 100.0, "test_accuracy": 90.0}
+    row = {"round": 0, "epoch": 1, "iteration": 1, "weights_remaining": 100.0, "test_accuracy": 90.0}
     write_log(tmp_path / "dumps/lt/fc1/mnist", [row, row | {"iteration": math.nan}, row | {"test_accuracy": math.inf}])
     combine(tmp_path)
     (panel,) = figures["training_fc1_mnist.png"]
@@ -367,7 +401,7 @@ def test_a_row_that_is_not_finite_is_left_out(tmp_path, figures):
 
 
 def test_one_evaluation_a_round_can_be_seen_and_rounds_that_look_alike_are_two_curves(tmp_path, figures):
-    rows = [{"round": r, "iteration": 100, "weights_remaining": w, "test_accuracy": 90.0 + r}
+    rows = [{"round": r, "epoch": 1, "iteration": 100, "weights_remaining": w, "test_accuracy": 90.0 + r}
             for r, w in ((0, 0.05121), (1, 0.05118), (3, 0.04))]  # fmt: skip
     write_log(tmp_path / "dumps/lt/fc1/mnist", rows)
     combine(tmp_path, "--rounds=0,1,3")
@@ -380,7 +414,7 @@ def test_one_evaluation_a_round_can_be_seen_and_rounds_that_look_alike_are_two_c
 def test_a_round_of_different_percentages_is_not_given_their_mean(tmp_path, figures):
     for seed, remaining in enumerate((80.0, 50.0)):
         folder = tmp_path / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
-        row = {"round": 1, "iteration": 100, "weights_remaining": remaining, "test_accuracy": 90.0}
+        row = {"round": 1, "epoch": 1, "iteration": 100, "weights_remaining": remaining, "test_accuracy": 90.0}
         write_log(folder, [row | {"round": 0, "weights_remaining": 100.0}, row])
         record(folder, "lt", prune_percent=100 - remaining)
     combine(tmp_path, "--rounds=0,1")

@@ -9,6 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import archs
+import combine_plots
 import main
 import utils
 from conftest import command, png_size
@@ -122,17 +123,30 @@ def test_figures_are_of_column_width_and_of_print_resolution(output):
         assert 700 < height < 1900
 
 
-def test_help_shows_every_flag_with_its_default():
-    result = command("main.py", "--help")
-    assert result.returncode == 0
-    text = " ".join(result.stdout.split())
+def test_help_shows_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.parse_args(["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
     for flag, default in vars(main.parse_args([])).items():
         assert f"--{flag}" in text
         told = {"val_size": "the dataset's", "masks_from": "none", "lr_milestones": "none"}.get(flag, default)
         told = "--prune_percent" if flag.startswith("prune_percent_") else told
         assert default is False or f"(default: {told}" in text
     assert "default: None" not in text
-    assert "--arch_type" in command("combine_plots.py", "--help").stdout
+    with pytest.raises(SystemExit):
+        combine_plots.parse_args(["--help"])
+    assert "--arch_type" in capsys.readouterr().out
+
+
+def test_the_defaults_that_a_run_records_are_those_of_its_own_dataset_and_rates(small_args):
+    args = small_args(prune_percent=30, prune_percent_conv=15, prune_iterations=1, end_iter=1, lr=0.01)
+    main.main(args)
+    recorded = json.loads(utils.Files(args).settings.read_text())
+    assert recorded["settings"]["lr"] == 0.01
+    rates = {"prune_percent": 30, "prune_percent_conv": 15, "prune_percent_downsample": 15, "prune_percent_output": 30}
+    own = rates | {"dataset": "digits", "val_size": 200, "lr": 1.2e-3, "end_iter": 100}
+    assert {name: recorded["defaults"][name] for name in own} == own
 
 
 def test_the_defaults_are_those_of_the_contract():
@@ -147,30 +161,32 @@ def test_the_defaults_are_those_of_the_contract():
     }  # fmt: skip
 
 
+WHOLE, COUNT = "a whole number in [0, inf), not", "a whole number in [1, inf), not"
 BAD = [
     ("--prune_type=oneshot", "reinit"),
     ("--dataset=imagenet", "fashionmnist"),
     ("--arch_type=fc2", "densenet121"),
     ("--prune_scope=all", "global"),
-    *((f"--prune_percent={value}", "between 0 and 100") for value in ("0", "100", "-5", "nan", "inf", "ten", "")),
-    *((f"--prune_percent_{name}={value}", "from 0 to 100") for name in ("conv", "downsample", "output")
+    *((f"--prune_percent={value}", "a number in (0, 100), not") for value in ("0", "100", "-5", "nan", "inf", "ten", "")),
+    *((f"--prune_percent_{name}={value}", "a number in [0, 100), not") for name in ("conv", "downsample", "output")
       for value in ("100", "-1")),
-    *((f"--{name}={value}", "0 or more") for name in ("rewind_iter", "max_iter", "eval_iter", "warmup_iter")
+    *((f"--{name}={value}", WHOLE) for name in ("rewind_iter", "max_iter", "eval_iter", "warmup_iter")
       for value in ("-1", "1.5", "x")),
     ("--optimizer=lamb", "sgd"),
-    ("--momentum=1", "from 0 to 1"),
-    ("--lr_gamma=0", "above 0"),
-    *((f"--lr_milestones={value}", "commas") for value in ("", "5,", "0", "5;6", "1e3")),
+    ("--momentum=1", "a number in [0, 1), not"),
+    ("--lr_gamma=0", "a number in (0, inf), not"),
+    *((f"--lr_milestones={value}", COUNT) for value in ("", "5,", "0", "5;6", "1e3")),
     ("--masks_from=random", "lt"),
-    ("--trials=0", "above 0"),
-    *((f"--{name}={value}", "above 0") for name in ("prune_iterations", "batch_size", "end_iter", "valid_freq", "print_freq")
+    ("--trials=0", COUNT),
+    *((f"--{name}={value}", COUNT) for name in ("prune_iterations", "batch_size", "end_iter", "valid_freq", "print_freq")
       for value in ("0", "-1", "1.5", "x")),
-    *((f"--lr={value}", "above 0") for value in ("0", "-1e-3", "nan", "inf", "1e400", "fast")),
-    *((f"--seed={value}", "2**64") for value in ("-1", "18446744073709551616", "1.0", "9" * 5000)),
-    *((f"--weight_decay={value}", "0 or more") for value in ("-1", "nan")),
-    ("--val_size=-1", "0 or more"),
-    ("--gpu=first", "cpu"),
-    ("--gpu=-1", "cpu"),
+    *((f"--lr={value}", "a number in (0, inf), not") for value in ("0", "-1e-3", "nan", "inf", "1e400", "fast")),
+    *((f"--seed={value}", f"a whole number in [0, {2**64}), not")
+      for value in ("-1", "18446744073709551616", "1.0", "9" * 5000)),
+    *((f"--weight_decay={value}", "a number in [0, inf), not") for value in ("-1", "nan")),
+    ("--val_size=-1", WHOLE),
+    ("--gpu=first", "a whole number in [0, inf) or cpu, not"),
+    ("--gpu=-1", "a whole number in [0, inf) or cpu, not"),
     ("--resume", "unrecognized"),
     ("--prune=5", "unrecognized"),
 ]  # fmt: skip
@@ -221,10 +237,13 @@ def test_bad_combinations_are_refused_before_any_work(flags, advice, small_args,
         main.main(small_args(**flags))
 
 
-def test_errors_are_one_line_with_an_exit_status(tmp_path):
-    result = command(*QUICK, "--end_iter=1", "--batch_size=5000", f"--output_dir={tmp_path}")
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert result.stderr.startswith("main.py: error: --batch_size=5000")
+def test_errors_are_one_line_with_an_exit_status(tmp_path, small_args, capsys):
+    with pytest.raises(SystemExit) as stop, utils.one_line_errors("main.py"):
+        main.main(small_args(batch_size=5000))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("main.py: error: --batch_size=5000")
+    assert error.count("\n") == 1
     result = command(*QUICK, "--end_iter=1", "--lr=1e30", f"--output_dir={tmp_path}")
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("main.py: error: the loss is not finite")
@@ -265,10 +284,9 @@ def test_importing_has_no_effects(tmp_path):
 # What a run says
 
 
-def test_the_first_line_says_what_will_be_done(tmp_path):
-    flags = ("--prune_iterations=3", "--max_iter=25", "--trials=2", "--prune_percent_output=10", f"--output_dir={tmp_path}")
-    result = command(*QUICK, *flags)
-    first, *rest = result.stdout.splitlines()
+def test_the_first_line_says_what_will_be_done(tmp_path, small_args, capsys):
+    main.main(small_args(max_iter=25, trials=2, prune_percent_output=10, output_dir=tmp_path))
+    first, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith("2 trials of 3 rounds of 25 iterations, down to 64.06% of the 266200 weights; about ")
     told = float(re.search(r"about (\d+) MB of results in", first)[1])
     found = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) / 1e6
@@ -307,8 +325,14 @@ def test_home_is_home(monkeypatch):
     assert (args.output_dir, args.data_dir) == ("/home/frankle/tickets", "/home/frankle/data")
 
 
-def test_a_single_round_leaves_no_warning(tmp_path):
-    flags = ("--prune_iterations=1", "--end_iter=1", f"--output_dir={tmp_path}")
-    for result in (command(*QUICK, *flags), command("combine_plots.py", f"--output_dir={tmp_path}")):
-        assert result.returncode == 0
-        assert "Warning" not in result.stderr
+@pytest.mark.filterwarnings("error")
+def test_a_single_round_leaves_no_warning(small_args, capsys):
+    args = small_args(prune_iterations=1, end_iter=1)
+    main.main(args)
+    combine_plots.main(combine_plots.parse_args([f"--output_dir={args.output_dir}"]))
+    assert "Warning" not in capsys.readouterr().err
+
+
+def test_only_drawing_needs_the_libraries_that_draw():
+    code = "import sys, main; print([name for name in ('matplotlib', 'pandas', 'seaborn') if name in sys.modules])"
+    assert command("-c", code).stdout == "[]\n"

@@ -8,6 +8,7 @@ import pytest
 
 import combine_plots
 import main
+import utils
 from conftest import ROOT, command
 
 README = (ROOT / "README.md").read_text()
@@ -19,24 +20,20 @@ def block(language, after):
 
 
 @pytest.fixture
-def scratch(tmp_path):
-    """A copy of the code."""
-    copy = tmp_path / "copy"
-    copy.mkdir()
+def scratch(own, monkeypatch):
+    """The folder of a copy of the code, to which the process changes."""
     for name in ("main.py", "utils.py", "combine_plots.py"):
-        shutil.copy(ROOT / name, copy)
-    shutil.copytree(ROOT / "archs", copy / "archs")
-    return copy
+        shutil.copy(ROOT / name, own.parent)
+    monkeypatch.chdir(own.parent)
+    return own.parent
 
 
-def run(scratch, *flags):
-    result = command("main.py", "--end_iter=1", "--gpu=cpu", *flags, cwd=scratch)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+def run(*flags):
+    main.main(main.parse_args(["--end_iter=1", "--gpu=cpu", *flags]))
 
 
 def test_using_a_ticket(scratch):
-    run(scratch, "--dataset=digits", "--prune_iterations=8")
+    run("--dataset=digits", "--prune_iterations=8")
     more = """
 kept = {name: int(mask.sum()) for name, mask in ticket["masks"].items()}
 images, labels = archs.load("digits", "data", train=False)
@@ -58,10 +55,10 @@ print([int((model.get_submodule(name.rpartition(".")[0]).weight != 0).sum()) - n
     assert counts == "[0, 0, 0]"
 
 
-def test_adding_an_architecture(scratch):
+def test_adding_an_architecture(scratch, capsys):
     (scratch / "archs/common/wide.py").write_text(block("python", "An architecture is one file"))
-    table = run(scratch, "--dataset=digits", "--arch_type=wide", "--prune_iterations=2")
-    assert "392000      352800    90.00" in table
+    run("--dataset=digits", "--arch_type=wide", "--prune_iterations=2")
+    assert "392000      352800    90.00" in capsys.readouterr().out
     assert "wide" in command("main.py", "--help", cwd=scratch).stdout
 
 
@@ -74,12 +71,11 @@ def test_adding_a_dataset(scratch):
     for part, n in (("train", 300), ("test", 50)):
         parts[f"{part}_images"] = random.integers(256, size=(n, 1, 28, 28), dtype=np.uint8)
         parts[f"{part}_labels"] = random.integers(26, size=n)
-    missing = command("main.py", "--dataset=letters", "--gpu=cpu", cwd=scratch)
-    assert missing.returncode == 2
-    assert "letters.npz" in missing.stderr
+    with pytest.raises(utils.BadInput, match=r"letters\.npz"):
+        run("--dataset=letters")
     np.savez(scratch / "data/letters.npz", **parts)
     for arch_type in ("fc1", "lenet5"):
-        run(scratch, "--dataset=letters", f"--arch_type={arch_type}", "--prune_iterations=2")
+        run("--dataset=letters", f"--arch_type={arch_type}", "--prune_iterations=2")
     statistics = re.search(r'python3 (-c) "(.*?)"', block("sh", "This prints the mean"))
     result = command(*statistics.groups(), cwd=scratch)
     mean, std = re.findall(r"tensor\(\[([\d.]+)\]\)", result.stdout)

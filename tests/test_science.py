@@ -394,12 +394,10 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(small_arg
 
 
 def test_dropout_follows_from_the_seed_too(small_args, monkeypatch):
-    monkeypatch.setattr(main, "load_data", lambda *_: small_data(40))
+    monkeypatch.setattr(archs, "build", small_network)
     losses = []
     for name in "ab":
-        args = small_args(
-            arch_type="alexnet", batch_size=10, prune_iterations=1, output_dir=f"{small_args().output_dir}/{name}"
-        )
+        args = small_args(prune_iterations=1, output_dir=f"{small_args().output_dir}/{name}")
         torch.rand(5)
         main.main(args)
         losses.append(arrays(args)["lt_all_loss_0.dat"])

@@ -13,11 +13,12 @@ from filelock import FileLock
 from torch import nn
 
 import archs
+import combine_plots
 import main
 import utils
 from conftest import ROOT
 
-FLAGS = ("--dataset=digits", "--prune_percent=20", "--prune_iterations=3", "--gpu=cpu")
+FLAGS = ("--dataset=digits", "--prune_percent=20", "--prune_iterations=3", "--end_iter=10", "--gpu=cpu")
 
 
 def files(folder):
@@ -28,11 +29,8 @@ def files(folder):
 def one_by_one(tmp_path_factory):
     """What four runs, each by a command of its own, leave: the arrays by name."""
     folder = tmp_path_factory.mktemp("single")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     for seed in range(3, 7):
-        main.main(main.parse_args([*FLAGS, "--end_iter=30", f"--output_dir={folder}", f"--seed={seed}"]))
-    torch.set_num_threads(threads)
+        main.main(main.parse_args([*FLAGS, f"--output_dir={folder}", f"--seed={seed}"]))
     return files(folder)
 
 
@@ -72,17 +70,19 @@ def test_the_processes_of_a_machine_share_its_cores_and_take_its_gpus_in_turn(mo
 
 
 def test_a_process_of_torchrun_trains_on_the_gpu_that_is_its_turn(small_args, monkeypatch):
-    picked = []
+    picked, reported = [], []
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(utils, "report", lambda failures: reported.append(failures))
     monkeypatch.setattr(main, "pick_device", lambda gpu: picked.append(gpu) or torch.device("cpu"))
     main.main(small_args(prune_iterations=1, end_iter=1, trials=2, gpu=0))
     assert picked == [1]
+    assert reported == [[]]
 
 
-@pytest.mark.parametrize(("flags", "advice"), [({"trials": 1}, "2 processes for 1 trials"), ({"trials": 2}, "--overwrite")])
+@pytest.mark.parametrize(("flags", "advice"), [({"trials": 1}, "2 processes for --trials=1"), ({"trials": 2}, "--overwrite")])
 def test_what_torchrun_cannot_do_is_refused(flags, advice, small_args, monkeypatch):
     args = small_args(**flags)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
@@ -93,8 +93,8 @@ def test_what_torchrun_cannot_do_is_refused(flags, advice, small_args, monkeypat
 
 
 def test_a_signal_at_the_end_of_a_trial_stops_the_others_too(small_args, monkeypatch):
-    figure = utils.plot_round
-    monkeypatch.setattr(utils, "plot_round", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), figure(*args)))
+    figure = combine_plots.plot_round
+    monkeypatch.setattr(combine_plots, "plot_round", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), figure(*args)))
     args = small_args(prune_iterations=1, end_iter=1, trials=3)
     with pytest.raises(utils.Stopped, match="SIGTERM in round 0 of seed 0, after 20 iterations"):
         main.main(args)
@@ -111,31 +111,69 @@ def children(process):
     return [int(number) for number in found.split()]
 
 
+def torchrun(processes, *command, restarts=0):
+    """Start a command in processes of torchrun, each with a single thread, as the runs to compare with have."""
+    cores = set(sorted(os.sched_getaffinity(0))[:2])
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, *map(str, command)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )
+
+
 def test_torchrun_deals_trials_out_and_a_process_that_is_killed_goes_on(tmp_path, one_by_one):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
-    command += ["main.py", *FLAGS, "--end_iter=30", "--seed=3", "--trials=4", f"--output_dir={tmp_path}"]
-    output = tmp_path / "output.txt"
-    with output.open("w") as file:
-        two = set(sorted(os.sched_getaffinity(0))[:2])  # cores, so that each process has one, as the runs to compare with
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, preexec_fn=lambda: os.sched_setaffinity(0, two)
-        )
-        saves = tmp_path / "saves/fc1/digits"
-        deadline = time.monotonic() + 120
-        while not all((saves / f"seed{seed}/0_model_lt.pth.tar").exists() for seed in (3, 4)):
-            assert process.poll() is None, output.read_text()[-3000:]
-            assert time.monotonic() < deadline, output.read_text()[-3000:]
-            time.sleep(0.02)
-        first = children(process)
-        os.kill(first[1], signal.SIGKILL)
-        assert process.wait(timeout=300) == 0, output.read_text()[-3000:]
+    process = torchrun(2, "main.py", *FLAGS, "--seed=3", "--trials=4", f"--output_dir={tmp_path}", restarts=2)
+    saves = tmp_path / "saves/fc1/digits"
+    deadline = time.monotonic() + 120
+    while not all((saves / f"seed{seed}/0_model_lt.pth.tar").exists() for seed in (3, 4)):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first = children(process)
+    os.kill(first[1], signal.SIGKILL)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text[-3000:]
     assert len(first) == 2
     assert files(tmp_path) == one_by_one
-    text = output.read_text()
     for seed in range(3, 7):
         assert f"round 2 of seed {seed}: test accuracy" in text
     assert "Traceback" not in text
     assert "SIGTERM in round" in text, "the other process was not stopped with a checkpoint"
+
+
+FAILING = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import main, utils
+measure = main.measure
+def sick(args, *rest):
+    if args.seed == 4:
+        raise utils.Failure("not today, in seed 4")
+    return measure(args, *rest)
+main.measure = sick
+with utils.one_line_errors("main.py"):
+    main.main(main.parse_args())
+"""
+
+
+def test_under_torchrun_a_trial_that_fails_waits_for_those_that_train(tmp_path, one_by_one):
+    """Of three processes, one has nothing to do, one fails in its first epoch, and one trains."""
+    output = tmp_path / "output"
+    main.main(main.parse_args([*FLAGS, f"--output_dir={output}", "--seed=3"]))
+    (tmp_path / "failing.py").write_text(FAILING)
+    process = torchrun(3, tmp_path / "failing.py", ROOT, *FLAGS, "--seed=3", "--trials=3", f"--output_dir={output}")
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    before, error, _ = text.partition("main.py: error: not today, in seed 4")
+    assert error
+    assert "round 2 of seed 5: test accuracy" in before
+    assert "note:" not in text
+    expected = {name: content for name, content in one_by_one.items() if "seed3/" in name or "seed5/" in name}
+    assert {name: content for name, content in files(output).items() if "seed4/" not in name} == expected
 
 
 # What is decided for all trials at once
@@ -153,7 +191,7 @@ def test_overwriting_clears_all_trials_before_the_first_begins(small_args, monke
     monkeypatch.setattr(archs, "build", network(6))
     args.overwrite = True
     with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
-        patch.setattr(utils, "plot_round", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(combine_plots, "plot_round", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         main.main(args)
     assert not utils.Files(small_args(seed=1)).checkpoint.exists()
     args.overwrite = False
@@ -188,23 +226,23 @@ def test_masks_are_looked_for_for_all_trials_before_the_first_starts(small_args,
     assert not utils.Files(small_args(prune_type="reinit")).checkpoint.exists()
 
 
-def test_a_trial_that_fails_ends_the_command_and_costs_nothing_of_those_before(small_args, monkeypatch):
+def test_a_trial_that_fails_ends_no_other_and_is_named_in_the_end(small_args, monkeypatch, capsys):
     trained, measure = [], main.measure
 
     def sick(args, *rest):
         trained.append(args.seed)
-        if args.seed == 1:
-            raise utils.Failure("the loss is not finite in round 0 of seed 1")
+        if args.seed in (0, 2):
+            raise utils.Failure(f"the loss is not finite in round 0 of seed {args.seed}")
         return measure(args, *rest)
 
     monkeypatch.setattr(main, "measure", sick)
-    for expected in ([0, 1], [1]):
-        with pytest.raises(utils.Failure, match=r"of seed 1$"):
+    for expected in ([0, 1, 2], [0, 2]):
+        with pytest.raises(utils.Failure, match=r"of seed 0; .* of seed 2$"):
             main.main(small_args(prune_iterations=1, end_iter=1, trials=3))
         assert trained == expected
         trained.clear()
-    main.main(small_args(prune_iterations=1, end_iter=1, seed=2))
-    assert [utils.Files(small_args(seed=seed)).rounds() for seed in range(3)] == [1, 0, 1]
+        assert capsys.readouterr().err.count("failed: the loss is not finite in round 0 of seed 0") == 1
+    assert [utils.Files(small_args(seed=seed)).rounds() for seed in range(3)] == [0, 1, 0]
 
 
 def test_only_torchruns_own_variables_count(monkeypatch):
