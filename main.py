@@ -43,7 +43,7 @@ EVAL_BATCH = {"cpu": 500, "cuda": 2000}  # small enough for a CPU's caches, larg
 
 
 def main(args):
-    """Run the trials of a command; of those that are finished, write the arrays, the log and missing figures again."""
+    """Run the trials of a command. Those that are finished only have their log, arrays and missing figures written again."""
     trials = utils.trials(args)
     device, model = pick_device(trials[0].gpu), new_model(args, round_=0)
     failures = []
@@ -63,7 +63,7 @@ def main(args):
 
 
 def run_trials(args, runs, model, device):
-    """Train these trials, after every check that can be made before; returns a list of what failed."""
+    """Run these trials, after every check that can be made before training. Returns what failed, a list of messages."""
     rates = percents(args, model)
     data = load_data(runs[0].args, device)
     for run in runs:
@@ -81,7 +81,7 @@ def run_trials(args, runs, model, device):
             experiment(run, data, rates, device)
         except utils.Failure as failure:
             failures.append(str(failure))
-            if run is not runs[-1]:
+            if args.trials > 1:  # the others may take hours yet
                 print(f"failed: {failure}", file=sys.stderr)
     return failures
 
@@ -358,7 +358,6 @@ def apply_masks(model, masks):
 
 def train(args, state, data, run):
     """Train from `state` to the end of its round, evaluating on the way, and write the round's results."""
-    utils.keep_freed_memory()  # not before, as no step could use what loading the data leaves
     steps, end = iterations(args, data)
     start, device = state.iteration, data.train[1].device
     random = torch.cuda.default_generators[torch.cuda.current_device()] if device.type == "cuda" else torch.default_generator

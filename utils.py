@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import ctypes
 import errno
 import functools
 import hashlib
@@ -123,9 +122,9 @@ def trials(args):
 
 
 def report(failures):
-    """Raise a Failure that names the trials that failed, if any.
+    """Raise Failure if trials of this process failed, a list of messages.
 
-    torchrun ends all processes when one exits with an error. So under torchrun, each waits here until the others have trained.
+    torchrun ends all processes when one exits with an error, so under torchrun each waits here until all have trained.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would act on Ctrl-C only after the barrier
@@ -154,19 +153,6 @@ def provenance():
         with contextlib.suppress(PackageNotFoundError):  # built from source
             found[name] = version(name)
     return found
-
-
-def keep_freed_memory():
-    """Let the C library keep the memory that a step's tensors free for the next step.
-
-    By default, glibc gives large pieces back to the system, and the page faults of getting them anew can take a quarter of
-    a step's time. Without glibc, nothing happens. See mallopt(3).
-    """
-    trim_threshold, mmap_max = -1, -4
-    with contextlib.suppress(AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(trim_threshold, -1)  # never
-        mallopt(mmap_max, 0)  # none, as each would be given back
 
 
 @contextlib.contextmanager
@@ -336,7 +322,7 @@ def write(path, save, before=None):
 
 
 def sync(function, *args):
-    """Call a function that calls fsync, on file systems that do not support it in vain."""
+    """Call a function that calls os.fsync; ignore it if the file system does not support that."""
     try:
         function(*args)
     except OSError as error:
@@ -405,7 +391,7 @@ def read_masks(run, round_, masks):
 
 @contextlib.contextmanager
 def opened(trials, model, defaults):
-    """The runs of these trials, locked against other processes, each with the checkpoint to resume from."""
+    """Yield the runs of these trials, locked against other processes, each with its newest checkpoint, if any."""
     runs = [Run(trial, model, defaults) for trial in trials]
     with contextlib.ExitStack() as locks:
         for run in runs:
@@ -591,7 +577,7 @@ class Log:
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            stack.push(self)  # if this fails, too
+            stack.push(self)  # closes what is open if this fails
             self.events.write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
             if self.state.round == 0:
                 self.add_summaries(0, settings_page(self.args))
@@ -601,7 +587,7 @@ class Log:
 
     def __exit__(self, *error):
         self.bar.close()
-        with contextlib.suppress(OSError):  # a full disk, which has been reported; left open, it would be tried again at exit
+        with contextlib.suppress(OSError):  # of a full disk, which is reported already; an open file would report it again
             self.events.close()
 
     def add_summaries(self, step, summaries):

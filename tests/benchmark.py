@@ -165,7 +165,6 @@ def repeated(step, steps, device, also):
 
 def floor(arch_type, dataset, device, steps, batch_size, amp):
     """The same for (c), without an evaluation."""
-    main.utils.keep_freed_memory()  # as in (a)
     facts = archs.facts(dataset)
     layers = []
 
@@ -320,6 +319,7 @@ def timed(owner, name, part):
     setattr(owner, name, run)
 timed(main, "evaluate", "evaluation")
 timed(utils, "end_round", "files, figures")
+timed(main.combine_plots, "draw_run", "files, figures")
 timed(utils.Log, "add", "files, figures")
 timed(utils.Log, "__init__", "files, figures")
 timed(utils.Run, "checkpoint", "files, figures")
