@@ -204,10 +204,10 @@ def spread(mean, low, high, digits):
 # Figures of a run
 
 
-def draw_run(files, last=None):
-    """Draw the rounds of a run that have no figure, round `last`, which has just ended, and the figure of all rounds."""
+def draw_run(files):
+    """Draw the figure over all rounds of a run, and those of its rounds that are missing."""
     for round_ in range(files.rounds()):
-        if round_ == last or not files.figure(f"LossVsAccuracy_{round_}").exists():
+        if not files.figure(f"LossVsAccuracy_{round_}").exists():
             draw_round(files, round_)
     percents, accuracies = (utils.read_array(files.array(name)) for name in ("compression", "bestaccuracy"))
     plot_accuracy(files.figure("AccuracyVsWeights"), [files.kind] * len(percents), percents, accuracies, files.title)

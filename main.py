@@ -385,7 +385,7 @@ def train(args, state, data, run):
                     utils.fill(state.best, state.model.state_dict())
             run.checkpoint(state, now=state.iteration == end)
         utils.end_round(run, state, log)
-    combine_plots.draw_run(run.files, state.round)
+    combine_plots.draw_run(run.files)
     run.checkpoint(state)  # where a signal came since
 
 

@@ -366,7 +366,7 @@ def load_checkpoint(path, types):
         if not isinstance(content, dict) or not all(isinstance(content.get(key), types[key]) for key in types):
             raise BadInput("it is not a checkpoint of this version of the program")
     except FileNotFoundError as error:
-        raise BadInput(f"{path} is gone") from error
+        raise BadInput(f"{path} is missing") from error
     except (MemoryError, PermissionError):  # which say nothing of what it holds
         raise
     except Exception as error:  # zipfile and torch raise a dozen kinds for damaged files
@@ -385,7 +385,8 @@ def read_masks(run, round_, masks):
         if other := difference(run, found["args"], {"prune_type", "masks_from", "rewind_iter"}):
             raise BadInput(f"{path} was made with {other}")
     except BadInput as error:
-        raise BadInput(f"--masks_from={kind}: {error}. First run the same with --prune_type={kind}") from error
+        again = f"run the same with --prune_type={kind}, and with --overwrite if that has finished"
+        raise BadInput(f"--masks_from={kind}: {error}. First {again}") from error
     return found["masks"]
 
 

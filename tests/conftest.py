@@ -39,10 +39,15 @@ def png_size(path):
 
 
 @pytest.fixture
-def train_round(monkeypatch):
+def undrawn(monkeypatch):
+    """Runs draw no figures, which would take most of a small run's time."""
+    monkeypatch.setattr(combine_plots, "draw_run", lambda _: None)
+
+
+@pytest.fixture
+def train_round(monkeypatch, undrawn):
     """A function that trains for a round, without checkpoints and files: train_round(args, model or state, data) -> state."""
     monkeypatch.setattr(utils, "end_round", lambda *_: None)
-    monkeypatch.setattr(combine_plots, "draw_run", lambda *_: None)
     monkeypatch.setattr(utils.Run, "checkpoint", lambda *_, **__: None)
 
     def train(args, start, data, masks=None):

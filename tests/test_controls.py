@@ -14,6 +14,8 @@ import main
 import utils
 from conftest import small_data, small_network, train_plainly
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def ticket(args, round_, kind=None):
     path = utils.Files(args).saves / f"{round_}_model_{kind or args.prune_type}.pth.tar"
@@ -110,7 +112,7 @@ def test_masks_that_are_not_there_say_what_to_run_first(rounds, small_args, monk
     monkeypatch.setattr(main, "train", None)
     for kind in ("reinit", "random"):
         args = small_args(prune_type=kind, masks_from="lt")
-        with pytest.raises(utils.BadInput, match=rf"/{2 if rounds else 0}_model_lt.pth.tar is gone.*--prune_type=lt"):
+        with pytest.raises(utils.BadInput, match=rf"/{2 if rounds else 0}_model_lt.pth.tar is missing.*--prune_type=lt"):
             main.main(args)
         assert not (utils.Files(args).saves / f"checkpoint_{kind}.pth.tar").exists()
 

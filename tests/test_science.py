@@ -18,6 +18,8 @@ from conftest import small_data, small_network, train_plainly
 
 BATCH_NORM = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def half(model, seed=0):
     generator = torch.Generator().manual_seed(seed)

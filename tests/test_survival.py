@@ -34,7 +34,7 @@ FLAGS = ("--dataset=digits", "--gpu=cpu", "--prune_percent=20")
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(monkeypatch, undrawn):
     """A network whose checkpoints have a few kilobytes."""
     monkeypatch.setattr(archs, "build", lambda *_: nn.Sequential(nn.Flatten(), nn.MaxPool1d(112), nn.Linear(7, 10)))
 
@@ -185,7 +185,7 @@ def test_a_checkpoint_comes_at_least_every_half_minute(small_args, monkeypatch):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_the_step_and_say_how_to_go_on(number, status, tmp_path, small_args):
-    flags = [sys.executable, "main.py", *FLAGS, "--prune_iterations=2", "--end_iter=20", f"--output_dir={tmp_path}"]
+    flags = [sys.executable, "main.py", *FLAGS, "--prune_iterations=2", "--end_iter=10", f"--output_dir={tmp_path}"]
     process = subprocess.Popen(flags, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     checkpoint = tmp_path / "saves/fc1/digits/checkpoint_lt.pth.tar"
     while not checkpoint.exists():
@@ -197,7 +197,7 @@ def test_signals_end_the_step_and_say_how_to_go_on(number, status, tmp_path, sma
     assert error.splitlines()[-1].startswith(f"main.py: stopped: {number.name} in round")
     assert "The same command goes on from here" in error
     assert "Without --overwrite, the same command" in str(utils.Stopped(number, "in round 0", overwrite=True))
-    args = small_args(prune_iterations=2, end_iter=20)
+    args = small_args(prune_iterations=2, end_iter=10)
     expected = run(args)
     assert run(args, output_dir=str(tmp_path)) == expected
 
@@ -347,6 +347,25 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(small_args, capsys, tm
     with pytest.raises(utils.BadInput, match=r"is damaged.*--overwrite"):
         run(args)
     assert files(args) == expected
+
+
+def test_a_finished_run_whose_checkpoint_is_damaged_trains_the_rest_again(small_args, tmp_path, monkeypatch, capsys):
+    """From within its last round, whose arrays must not follow from half of its rows."""
+    args = small_args(prune_iterations=2)
+    expected = run(small_args(prune_iterations=2, output_dir=tmp_path / "undisturbed"))
+    ticks, tick = itertools.count(1), utils.Log.tick
+    with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
+        patch.setattr(utils.Log, "tick", lambda log: (tick(log), next(ticks) == 70 and signal.raise_signal(signal.SIGTERM)))
+        run(args)
+    found = utils.Files(args)
+    within = found.checkpoint.read_bytes()
+    run(args)
+    found.before.write_bytes(within)
+    found.checkpoint.write_bytes(b"junk")
+    assert run(args) == expected
+    assert "finished: " not in capsys.readouterr().out
+    assert run(args) == expected
+    assert "finished: " in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_never_renamed_over_the_one_before(small_args, capsys, monkeypatch):
@@ -501,15 +520,20 @@ def test_a_checkpoint_with_anything_in_it_is_taken_up_or_refused(tmp_path, small
 
 
 @pytest.mark.parametrize("spoilt", [None, b"", b'{"round": 0}\n[1]\n{"rou', b"\x80\xff\n", b'{"round": 9}\n' * 50])
-def test_a_spoilt_log_is_whole_again_when_the_run_goes_on(spoilt, small_args, tiny):
+def test_a_spoilt_log_and_array_are_whole_again_when_the_run_resumes(spoilt, small_args, tiny):
     log = utils.Files(small_args()).log
     run(small_args(prune_iterations=2, end_iter=2))
     whole = log.read_bytes()
     log.unlink()
+    losses = utils.Files(small_args()).array("all_loss_0")
+    before = losses.read_bytes()
+    losses.unlink()
     if spoilt is not None:
         log.write_bytes(spoilt)
+        losses.write_bytes(spoilt)
     run(small_args(prune_iterations=3, end_iter=2))
     assert log.read_bytes().startswith(whole)
+    assert losses.read_bytes() == before
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(row["round"], row["epoch"]) for row in rows] == [(r, epoch) for r in range(3) for epoch in (1, 2)]
 
