@@ -54,7 +54,7 @@ def main(args):
             if rounds < args.prune_iterations:
                 unfinished.append(run)
             else:
-                run.write_arrays()
+                run.write_results()
                 combine_plots.draw_run(run.files)
                 print(f"finished: {run.files.dumps} has {rounds} rounds; a larger --prune_iterations adds more")
         if unfinished:

@@ -498,7 +498,7 @@ class Run:
             rounds += 1
         return rounds
 
-    def write_arrays(self):
+    def write_results(self):
         """Write the log and the arrays of the finished rounds from the checkpoint's rows."""
         rounds = self.saved["state"]["rows"]
         write_log(self.files, rounds)
@@ -526,7 +526,7 @@ class Run:
         if self.saved:
             fill(vars(state), self.saved["state"])
             note_changes(self, self.saved["made_by"])
-            self.write_arrays()
+            self.write_results()
             if self.source == self.files.before:  # a damaged checkpoint would be renamed over this good one
                 self.files.checkpoint.unlink(missing_ok=True)
         else:
