@@ -118,8 +118,9 @@ def test_masks_that_are_not_there_say_what_to_run_first(rounds, small_args, monk
 
 
 @pytest.mark.parametrize("harm", ["gone", "damaged", "another network", "other shapes"])
-def test_masks_that_cannot_be_used_are_one_line(harm, small_args):
+def test_masks_that_cannot_be_used_are_one_line_before_any_training(harm, small_args, monkeypatch):
     main.main(small_args())
+    monkeypatch.setattr(main, "train", None)
     path = utils.Files(small_args()).saves / "1_model_lt.pth.tar"
     content = torch.load(path, weights_only=True)
     if harm == "gone":
