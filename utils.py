@@ -436,10 +436,10 @@ def newest_checkpoint(run):
         if other := difference(run, saved["args"]):
             raise BadInput(f"{run.files.dumps} has results with {other}. {ANEW}")
         if damage:
-            print(f"{damage}: going on from the checkpoint before it", file=sys.stderr)
+            print(f"{damage}: resuming from the checkpoint before it", file=sys.stderr)
         return path, saved
     if found := next(run.files.results(), None):
-        raise BadInput(f"{damage or f'{found} exists, without a checkpoint to go on from'}. {ANEW}")
+        raise BadInput(f"{damage or f'{found} exists, without a checkpoint to resume from'}. {ANEW}")
     return None, None
 
 
@@ -449,7 +449,7 @@ def note_changes(run, was):
     names = [name for name in now if name not in ("commit", "changed") and was.get(name) != now[name]]
     if names:
         changes = "; ".join(f"{name} {was.get(name)}, now {now[name]}" for name in names)
-        print(f"note: {run.files.dumps} goes on with other code or versions: {changes}", file=sys.stderr)
+        print(f"note: {run.files.dumps} resumes with other code or versions: {changes}", file=sys.stderr)
 
 
 def write_settings(run, device):
@@ -570,7 +570,7 @@ class Log:
         write_log(files, state.rows)
         files.runs.mkdir(parents=True, exist_ok=True)
         suffix = f".round{state.round:03}"
-        for path in files.runs.glob(f"events.*{suffix}"):  # of before a resume
+        for path in files.runs.glob(f"events.*{suffix}"):  # from before the run resumed
             path.unlink()
         self.events = RecordWriter(str(files.runs / f"events.out.tfevents.{time.time():.0f}{suffix}"))
         patience = 0.1 if sys.stderr.isatty() else 30  # seconds between lines; few of them in a file
