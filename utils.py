@@ -501,7 +501,8 @@ class Run:
     def write_results(self):
         """Write the log and the arrays of the finished rounds from the checkpoint's rows."""
         rounds = self.saved["state"]["rows"]
-        write_log(self.files, rounds)
+        lines = [f"{json.dumps(row)}\n".encode() for rows in rounds for row in evaluations(rows)]
+        write(self.files.log, lambda file: file.writelines(lines))
         write_arrays(self.files, rounds[: self.finished_rounds()])
 
     def check(self, data, state):
@@ -554,7 +555,7 @@ class Run:
 class Log:
     """The progress of a round: log.jsonl, TensorBoard and the progress bar.
 
-    All three are rewritten from the state's rows when the round starts or resumes, and then appended to.
+    The log is appended to, as a run that resumes has it rewritten at the start. The other two begin with the state's rows.
     """
 
     def __init__(self, args, state, steps, end):
@@ -567,8 +568,8 @@ class Log:
         to_go = f"; about {tqdm.format_interval(rest)} to go" if past and rest > 0 else ""
         print(f"\n{self.title}, of 0..{args.prune_iterations - 1}: {self.remaining:.2f}% of the weights remain{to_go}")
         print(table(state.masks), flush=True)
-        write_log(files, state.rows)
-        files.runs.mkdir(parents=True, exist_ok=True)
+        for folder in (files.dumps, files.runs):
+            folder.mkdir(parents=True, exist_ok=True)
         suffix = f".round{state.round:03}"
         for path in files.runs.glob(f"events.*{suffix}"):  # from before the run resumed
             path.unlink()
@@ -625,12 +626,6 @@ class Log:
                 text += f", accuracy {shown[-1]['test_accuracy']:.2f}%, best {best(shown)['test_accuracy']:.2f}%"
             self.bar.set_postfix_str(text, refresh=False)
         return row
-
-
-def write_log(files, rounds):
-    """Write the log of these rounds, a list of their rows."""
-    lines = [f"{json.dumps(row)}\n".encode() for rows in rounds for row in evaluations(rows)]
-    write(files.log, lambda file: file.writelines(lines))
 
 
 def write_arrays(files, rounds, start=0):

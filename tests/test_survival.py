@@ -262,28 +262,26 @@ def test_a_full_disk_costs_nothing_and_the_run_goes_on_when_there_is_space(small
     assert run(args, output_dir=str(small_disk)) == expected
 
 
-@pytest.mark.parametrize("where", ["the first event", "the hyperparameters", "an evaluation", "a round's page"])
-def test_an_event_that_cannot_be_written_leaves_no_file_open(where, small_args, tiny, monkeypatch):
-    opened = []
+@pytest.mark.parametrize("last", [0, 3, 6, 9])
+def test_an_event_that_cannot_be_written_leaves_no_file_open(last, small_args, tiny, monkeypatch):
+    """Whether it is the first, one of those before the first iteration, or a later one."""
+    opened, written = [], []
 
     class Full(utils.RecordWriter):
         def __init__(self, path):
             super().__init__(path)
             opened.append(self._writer)
-            self.written = 0
 
         def write(self, data):
-            self.written += 1
-            if (
-                self.written
-                == ["the first event", "the hyperparameters", "an evaluation", "a round's page"].index(where) * 3 + 1
-            ):
+            if len(written) == last:
                 raise OSError(errno.ENOSPC, "No space left on device")
+            written.append(data)
             super().write(data)
 
     monkeypatch.setattr(utils, "RecordWriter", Full)
     with pytest.raises(OSError, match="No space left"):
         run(small_args(prune_iterations=1))
+    assert opened
     assert all(file.closed for file in opened)
 
 
