@@ -1,4 +1,4 @@
-"""Everything besides the experiment itself: the state of a run, its files and checkpoints, its log, and errors."""
+"""Everything besides the experiment: errors, the state of a run, files, checkpoints, logs."""
 
 import argparse
 import contextlib
@@ -31,50 +31,100 @@ from torch import distributed, nn
 from tqdm import tqdm
 
 PRUNE_TYPES = ("lt", "reinit", "random")
-# Settings that may change from one start of a run to the next.
-FREE_SETTINGS = {"prune_iterations", "trials", "gpu", "data_dir", "output_dir", "overwrite", "print_freq"}
+MAY_CHANGE_ON_RESUME = {
+    "prune_iterations",
+    "trials",
+    "gpu",
+    "data_dir",
+    "output_dir",
+    "overwrite",
+    "print_freq",
+}
 CHECKPOINT_SECONDS = 20
-# One value a round; the last is written last, so that its length tells how many rounds are finished.
+# Arrays of one value per round. `compression` is written last: its length is the number of
+# finished rounds.
 ARRAYS = ("bestaccuracy", "finalaccuracy", "earlystop", "earlystopaccuracy", "compression")
-SCALARS = {"loss/train": "train_loss", "loss/val": "val_loss", "accuracy/val": "val_accuracy", "accuracy/test": "test_accuracy"}
-ANEW = "Choose another --output_dir, or start anew with --overwrite"
+SCALARS = {
+    "loss/train": "train_loss",
+    "loss/val": "val_loss",
+    "accuracy/val": "val_accuracy",
+    "accuracy/test": "test_accuracy",
+}
+START_OVER = "Choose another --output_dir, or add --overwrite to delete the existing results"
+
+
+# ---- Errors and the command line -----------------------------------------------------------------
 
 
 class BadInput(Exception):
-    """Usage or input that cannot be worked with: exit status 2."""
+    """Flags or files that cannot be used: exit status 2."""
 
 
 class Failure(Exception):
-    """A run that cannot go on: exit status 1."""
+    """A run that cannot continue: exit status 1."""
 
 
 class Stopped(Exception):
-    """A run that a signal stopped, after a checkpoint: exit status 128 + the signal's number."""
+    """A run stopped by a signal, after saving a checkpoint: exit status 128 + signal number."""
 
     def __init__(self, number, where, overwrite):
-        advice = "Without --overwrite, the" if overwrite else "The"
-        super().__init__(f"{signal.Signals(number).name} {where}. {advice} same command goes on from here")
+        command = "the same command without --overwrite" if overwrite else "the same command"
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} in {where}; run {command} to resume")
         self.signal = number
 
 
-# The command line
+@contextlib.contextmanager
+def one_line_errors(program):
+    """Report errors that a user can cause as one line on stderr, and exit with a status."""
+    try:
+        yield
+    except Stopped as stop:
+        exit_with(128 + stop.signal, program, stop)
+    except KeyboardInterrupt:
+        exit_with(130, program, "stopped")
+    except BadInput as error:
+        exit_with(2, program, f"error: {error}")
+    except Failure as error:
+        exit_with(1, program, f"error: {error}")
+    except OSError as error:
+        exit_with(1, program, f"error: {type(error).__name__}: {error}")
+    except (MemoryError, RuntimeError) as error:
+        out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        # torch has no error type for the CPU's memory.
+        if not out_of_memory and "can't allocate memory" not in str(error):
+            raise
+        exit_with(1, program, f"error: out of memory, a smaller --batch_size needs less: {error}")
+
+
+def exit_with(status, program, message):
+    with contextlib.suppress(OSError):
+        print(f"{program}:", " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(status)
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose help has the defaults, and whose errors take one line."""
+    """An ArgumentParser that shows defaults in its help and reports errors in one line."""
 
     def __init__(self, **options):
-        super().__init__(**options, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        super().__init__(
+            **options,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def number(kind, interval, *words):
-    """Return an argparse type: a `kind` (int or float) in an interval such as "[0, 100)", or one of these words."""
+    """Return an argparse type: a number in an interval, or one of some words.
+
+    `kind` is int or float, `interval` a text such as "[0, 100)".
+    """
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     noun = "a whole number" if kind is int else "a number"
-    wanted = " or ".join([f"{noun} in {interval}", *words])
+    expected = " or ".join([f"{noun} in {interval}", *words])
 
     def parse(text):
         if text in words:
@@ -83,51 +133,69 @@ def number(kind, interval, *words):
             value = kind(text)
             if low < value < high or (value == low and interval.startswith("[")):
                 return value
-        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be {expected}, not {text!r}")
 
     return parse
 
 
 def numbers(interval):
-    """Return an argparse type: a list of whole numbers in an interval, written with commas between them."""
+    """Return an argparse type: comma-separated whole numbers in an interval, as a list."""
     one = number(int, interval)
     return lambda text: [one(part) for part in text.split(",")]
 
 
 def folder(text):
-    """The argparse type of a folder."""
+    """Parse the path of a folder or file; an argparse type."""
     if not text:
-        raise argparse.ArgumentTypeError("must name a folder; . is this one")
+        raise argparse.ArgumentTypeError("must not be empty; . is the current folder")
     return str(Path(text).expanduser())
 
 
-def trials(args):
-    """The settings of the trials that fall to this process: all of them, or its share where torchrun started several.
+def plural(n, noun):
+    """Return "1 round" or "2 rounds"; `n` may also be a text such as "2 to 3"."""
+    return f"{n} {noun}" if n in (1, "1") else f"{n} {noun}s"
 
-    The processes of a machine share its cores, or take its GPUs in turn.
+
+def trials(args):
+    """Return the settings of this process's trials: all of them, or its share under torchrun.
+
+    The processes of a machine share its cores, or take turns on its GPUs. Raises BadInput if
+    torchrun started more processes than there are trials.
     """
-    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-    world = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}  # clusters set RANK for others than torchrun, too
-    rank, processes, place, neighbours = (int(world.get(name, default)) for name, default in alone.items())
-    if world and args.overwrite:
-        raise BadInput("--overwrite is not for torchrun, whose restarts would clear again: choose another --output_dir")
+    world = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # other launchers set RANK, too
+        world = {name: int(os.environ.get(name, default)) for name, default in world.items()}
+        if args.overwrite:
+            raise BadInput(
+                "--overwrite cannot be used with torchrun, whose restarts would delete the results "
+                "again: choose another --output_dir"
+            )
+    processes = world["WORLD_SIZE"]
     if processes > args.trials:
-        raise BadInput(f"torchrun started {processes} processes for --trials={args.trials}: start one for each, at most")
-    if neighbours > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
+        raise BadInput(
+            f"torchrun started {processes} processes for --trials={args.trials}: "
+            "start at most one process per trial"
+        )
+
+    if world["LOCAL_WORLD_SIZE"] > 1:
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // world["LOCAL_WORLD_SIZE"]))
+    gpu = args.gpu
     gpus = torch.cuda.device_count()
-    gpu = (args.gpu + place) % gpus if args.gpu != "cpu" and gpus and processes > 1 else args.gpu
-    seeds = range(args.seed, args.seed + args.trials)[rank::processes]
+    if gpu != "cpu" and gpus > 0 and processes > 1:
+        gpu = (gpu + world["LOCAL_RANK"]) % gpus
+    seeds = range(args.seed, args.seed + args.trials)[world["RANK"] :: processes]
     return [argparse.Namespace(**vars(args) | {"seed": seed, "gpu": gpu}) for seed in seeds]
 
 
 def report(failures):
-    """Raise Failure if trials of this process failed, a list of messages.
+    """Raise Failure if this process had any failures, a list of messages.
 
-    torchrun ends all processes when one exits with an error, so under torchrun each waits here until all have trained.
+    torchrun stops all processes as soon as one exits with an error, so each waits here until all
+    others have trained.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would act on Ctrl-C only after the barrier
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would react only after the barrier
         try:
             distributed.init_process_group("gloo", timeout=timedelta(days=365))
             distributed.barrier()
@@ -137,86 +205,47 @@ def report(failures):
         raise Failure("; ".join(failures))
 
 
-@functools.cache
-def provenance():
-    """Which code this is, and of which versions: {"code": digest, "commit", "changed", "python", "torch", ...}."""
-    root = Path(__file__).resolve().parent
-    code = [root / "main.py", root / "utils.py", *sorted((root / "archs").rglob("*.py"))]
-    found = {"code": hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()[:16]}
-    if (root / ".git").exists():
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            git = functools.partial(subprocess.check_output, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=10)
-            found["commit"] = git(["git", "rev-parse", "HEAD"]).strip()
-            found["changed"] = bool(git(["git", "status", "--porcelain", "--untracked-files=no"]))
-    found["python"] = platform.python_version()
-    for name in ("torch", "torchvision", "numpy"):
-        with contextlib.suppress(PackageNotFoundError):  # built from source
-            found[name] = version(name)
-    return found
-
-
-@contextlib.contextmanager
-def one_line_errors(program):
-    """Report errors that users can cause as one line on stderr and an exit status."""
-    try:
-        yield
-        return
-    except Stopped as stop:
-        status, message = 128 + stop.signal, f"stopped: {stop}"
-    except KeyboardInterrupt:
-        status, message = 130, "stopped"
-    except (BadInput, Failure) as error:
-        status, message = 2 if isinstance(error, BadInput) else 1, f"error: {error}"
-    except OSError as error:
-        status, message = 1, f"error: {type(error).__name__}: {error}"
-    except (MemoryError, RuntimeError) as error:
-        of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not of_memory and "can't allocate memory" not in str(error):  # torch has no type for the CPU's
-            raise
-        status, message = 1, f"error: out of memory, a smaller --batch_size needs less: {error}"
-    with contextlib.suppress(OSError):
-        print(f"{program}:", " ".join(message.split()), file=sys.stderr)
-    sys.exit(status)
-
-
-# The state of a run
+# ---- The state of a run --------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
 class State:
-    """The state of a run: all that a checkpoint saves, and all that lasts from one step to the next."""
+    """The state of a run: what a checkpoint saves and what lasts from one iteration to the next."""
 
     round: int = 0
-    iteration: int = 0  # of the round
-    seconds: float = 0.0  # that the round has taken
-    rows: list = field(default_factory=lambda: [[]])  # for each round, a dict for each evaluation and each epoch's end
-    masks: dict  # {parameter name: bool tensor}, true where a weight survives
+    iteration: int = 0  # within the round
+    seconds: float = 0.0  # spent on the round
+    # For each round, a list of rows: a dict for each evaluation and each end of an epoch.
+    rows: list = field(default_factory=lambda: [[]])
+    masks: dict  # {parameter name: bool tensor}, true if a weight survives
     model: nn.Module
-    initial: dict  # the state dict to which survivors are reset
+    initial: dict  # the state dict that survivors are reset to
     best: dict  # the state dict at the round's best validation accuracy
-    moments: dict  # the optimizer's memory, {name: {parameter name: tensor}}
-    loss: torch.Tensor  # float64 (), the sum over the epoch's steps
+    optimizer_state: dict  # {name: {parameter name: tensor}}
+    loss: torch.Tensor  # float64 (), the sum over the epoch's iterations
 
 
-def copied(live, anew=True):
-    """A copy on the CPU of nested dicts and lists of tensors, networks and plain values; a network becomes its state dict.
+def snapshot(live, copy=True):
+    """Return a copy on the CPU of nested dicts and lists of tensors, networks and plain values.
 
-    Tensors that are on the CPU already are copied only `anew`.
+    A network becomes its state dict. Without `copy`, tensors on the CPU are shared.
     """
     if isinstance(live, nn.Module):
         live = live.state_dict()
     if isinstance(live, dict):
-        return {key: copied(value, anew) for key, value in live.items()}
+        return {key: snapshot(value, copy) for key, value in live.items()}
     if isinstance(live, list):
-        return [copied(value, anew) for value in live]
-    return live.to("cpu", copy=anew) if isinstance(live, torch.Tensor) else live
+        return [snapshot(value, copy) for value in live]
+    if isinstance(live, torch.Tensor):
+        return live.to("cpu", copy=copy)
+    return live
 
 
-def fill(live, saved):
-    """Restore what was `copied` into the nested dicts `live`: tensors and networks in place, all else by assignment."""
+def restore(live, saved):
+    """Restore a snapshot into nested dicts: tensors and networks in place, the rest assigned."""
     for key, value in live.items():
         if isinstance(value, dict):
-            fill(value, saved[key])
+            restore(value, saved[key])
         elif isinstance(value, torch.Tensor):
             value.copy_(saved[key])
         elif isinstance(value, nn.Module):
@@ -225,104 +254,121 @@ def fill(live, saved):
             live[key] = saved[key]
 
 
-def alike(live, saved):
-    """Whether `saved` has the structure of `live`: the same keys, shapes and types."""
+def same_structure(live, saved):
+    """Return whether `saved` has the same keys, shapes and types as `live`, and can be restored."""
     if isinstance(live, nn.Module):
         live = live.state_dict()
     if isinstance(live, dict):
-        return isinstance(saved, dict) and live.keys() == saved.keys() and all(alike(live[key], saved[key]) for key in live)
-    if isinstance(live, torch.Tensor):
-        return isinstance(saved, torch.Tensor) and live.shape == saved.shape and live.dtype == saved.dtype
+        same_keys = isinstance(saved, dict) and live.keys() == saved.keys()
+        return same_keys and all(same_structure(live[key], saved[key]) for key in live)
+    if isinstance(live, torch.Tensor) and isinstance(saved, torch.Tensor):
+        return live.shape == saved.shape and live.dtype == saved.dtype
     return type(live) is type(saved)
 
 
+# ---- The rows of a round -------------------------------------------------------------------------
+
+
 def evaluations(rows):
-    """Those of a round's rows that have an evaluation."""
+    """Return the rows that have an evaluation, and not only an epoch's training loss."""
     return [row for row in rows if "val_loss" in row]
 
 
 def best(rows):
-    """The evaluation of best validation accuracy, the first of equals; None where there is none yet."""
+    """Return the first row of best validation accuracy; None if there is no evaluation yet."""
     return max(evaluations(rows), key=lambda row: row["val_accuracy"], default=None)
 
 
-def ticket(rows):
-    """What the arrays say of a round, {name: value}."""
-    early, end = min(evaluations(rows), key=lambda row: row["val_loss"]), rows[-1]
-    accuracies = best(rows)["test_accuracy"], end["test_accuracy"]
-    values = *accuracies, early["iteration"], early["test_accuracy"], end["weights_remaining"]
-    return dict(zip(ARRAYS, values, strict=True))
+def round_summary(rows):
+    """Return a finished round's values in ARRAYS, {name: number}."""
+    at_best = best(rows)
+    at_early_stop = min(evaluations(rows), key=lambda row: row["val_loss"])
+    at_end = rows[-1]
+    return {
+        "bestaccuracy": at_best["test_accuracy"],
+        "finalaccuracy": at_end["test_accuracy"],
+        "earlystop": at_early_stop["iteration"],
+        "earlystopaccuracy": at_early_stop["test_accuracy"],
+        "compression": at_end["weights_remaining"],
+    }
 
 
 def by_epoch(rows, name):
-    """A column of a round's rows at the ends of its epochs, from the first; NaN where it was not measured."""
-    values = {row["epoch"]: row.get(name, math.nan) for row in rows}  # of an epoch's rows, the last is that of its end
+    """Return a column of a round's rows at the end of each epoch; NaN if not measured."""
+    values = {row["epoch"]: row.get(name, math.nan) for row in rows}  # an epoch's last row wins
     return [values.get(epoch, math.nan) for epoch in range(1, rows[-1]["epoch"] + 1)]
 
 
-# Files
+# ---- Files ---------------------------------------------------------------------------------------
 
 
 class Files:
-    """Where everything that a run leaves is."""
+    """The paths of everything that a run writes."""
 
     def __init__(self, args, prune_type=None):
-        root, self.kind = Path(args.output_dir), prune_type or args.prune_type
-        place = Path(args.arch_type, args.dataset, f"seed{args.seed}" if args.seed else "")
-        self.dumps, self.saves, self.plots = (root / folder / place for folder in ("dumps/lt", "saves", "plots/lt"))
-        self.runs = root / "runs" / place / self.kind
+        self.prune_type = prune_type or args.prune_type
         self.title = f"{args.arch_type}, {args.dataset}"  # of figures
-        self.log = self.dumps / f"{self.kind}_log.jsonl"
-        self.settings = self.dumps / f"{self.kind}_settings.json"
-        self.lock = self.saves / f".{self.kind}.lock"
-        self.initial, self.checkpoint, self.before = (
-            self.saves / f"{name}_{self.kind}.pth.tar" for name in ("initial_state_dict", "checkpoint", "checkpoint_before")
-        )
+        root = Path(args.output_dir)
+        place = Path(args.arch_type, args.dataset, f"seed{args.seed}" if args.seed else "")
+        self.dumps = root / "dumps/lt" / place
+        self.saves = root / "saves" / place
+        self.plots = root / "plots/lt" / place
+        self.runs = root / "runs" / place / self.prune_type
+        self.log = self.dumps / f"{self.prune_type}_log.jsonl"
+        self.settings = self.dumps / f"{self.prune_type}_settings.json"
+        self.lock = self.saves / f".{self.prune_type}.lock"
+        self.initial = self.saves / f"initial_state_dict_{self.prune_type}.pth.tar"
+        self.checkpoint = self.saves / f"checkpoint_{self.prune_type}.pth.tar"
+        self.previous_checkpoint = self.saves / f"checkpoint_before_{self.prune_type}.pth.tar"
 
     def ticket(self, round_):
-        return self.saves / f"{round_}_model_{self.kind}.pth.tar"
+        return self.saves / f"{round_}_model_{self.prune_type}.pth.tar"
 
     def array(self, name):
-        return self.dumps / f"{self.kind}_{name}.dat"
+        return self.dumps / f"{self.prune_type}_{name}.dat"
 
     def figure(self, name):
-        return self.plots / f"{self.kind}_{name}.png"
+        return self.plots / f"{self.prune_type}_{name}.png"
 
     def rounds(self):
-        """How many rounds are finished, by the array that is written last."""
+        """Return the number of finished rounds: the length of the array that is written last."""
         with contextlib.suppress(BadInput):
             return len(read_array(self.array("compression")))
         return 0
 
     def results(self):
-        """The results there are, checkpoints first: what is left without them cannot be mistaken for a run to go on with."""
-        yield from filter(Path.exists, (self.checkpoint, self.before))
-        yield from self.dumps.glob(f"{self.kind}_*")
-        yield from self.plots.glob(f"{self.kind}_*")
-        yield from self.saves.glob(f"[0-9]*_model_{self.kind}.pth.tar*")  # with what a kill left of one
+        """Yield the existing results, checkpoints first.
+
+        If deleting them is interrupted, the rest cannot be mistaken for a run to resume.
+        """
+        yield from filter(Path.exists, (self.checkpoint, self.previous_checkpoint))
+        yield from self.dumps.glob(f"{self.prune_type}_*")
+        yield from self.plots.glob(f"{self.prune_type}_*")
+        # The last star is for temporary files that a kill left.
+        yield from self.saves.glob(f"[0-9]*_model_{self.prune_type}.pth.tar*")
 
 
-def write(path, save, before=None):
-    """Write a file atomically: `save(file)` writes a temporary one, which is then renamed to `path`.
+def write(path, save, previous=None):
+    """Write a file atomically: `save(file)` writes a temporary file, which is renamed to `path`.
 
-    The previous version is kept as `before`, if given.
+    An existing file is first renamed to `previous`, if given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             save(file)
             file.flush()
             sync(os.fsync, file.fileno())
-        if before and path.exists():
-            path.replace(before)
-        beside.replace(path)
+        if previous and path.exists():
+            path.replace(previous)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def sync(function, *args):
-    """Call a function that calls os.fsync; ignore it if the file system does not support that."""
+    """Call a function that calls os.fsync; ignore file systems that do not support it."""
     try:
         function(*args)
     except OSError as error:
@@ -331,68 +377,79 @@ def sync(function, *args):
 
 
 def write_array(path, values):
+    """Write numbers as a 1-D float array in NumPy's format."""
     write(path, lambda file: np.save(file, np.array(values, dtype=float)))
 
 
 def read_array(path):
-    """The 1-D float array in `path`. Raises BadInput where it holds anything else; nothing is unpickled."""
+    """Return the 1-D float array in a file, without unpickling. Raises BadInput if it has none."""
     try:
         values = np.load(path, allow_pickle=False)
-    except Exception as error:  # down to a TokenError for a damaged header
-        raise BadInput(f"{path} is not an array that NumPy wrote ({error})") from error
+    except Exception as error:  # a damaged header raises anything, even tokenize.TokenError
+        raise BadInput(f"{path} is not an array in NumPy's format ({error})") from error
     if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype != float:
         raise BadInput(f"{path} is not a 1-D array of floats")
     return values
 
 
-def save_checkpoint(path, content, before=None):
-    """Save what can be `copied` so that torch.load(path, weights_only=True) reads it anywhere."""
-    buffer = io.BytesIO()  # on a full disk, torch.save to a file loses the system's error and raises one of its own
-    torch.save(copied(content, anew=False), buffer)
-    write(path, lambda file: file.write(buffer.getbuffer()), before)
+def write_arrays(files, rounds, start=0):
+    """Write the arrays of finished rounds, given as a list of their rows.
+
+    The arrays of single rounds are written from round `start` on.
+    """
+    for number, rows in enumerate(rounds):
+        if number >= start:
+            write_array(files.array(f"all_loss_{number}"), by_epoch(rows, "train_loss"))
+            write_array(files.array(f"all_accuracy_{number}"), by_epoch(rows, "test_accuracy"))
+    summaries = [round_summary(rows) for rows in rounds]
+    for name in ARRAYS:
+        write_array(files.array(name), [values[name] for values in summaries])
+
+
+def save_checkpoint(path, content, previous=None):
+    """Write a snapshot of `content` that torch.load(path, weights_only=True) reads."""
+    # On a full disk, torch.save to a file would replace the system's error by one of its own.
+    buffer = io.BytesIO()
+    torch.save(snapshot(content, copy=False), buffer)
+    write(path, lambda file: file.write(buffer.getbuffer()), previous)
 
 
 def load_checkpoint(path, types):
-    """What `save_checkpoint` saved, on the CPU: a dict with values of these types, {key: type}. Nothing in it is executed.
+    """Return the dict that `save_checkpoint` wrote, on the CPU. Nothing in it is executed.
 
-    Raises BadInput where there is none, or it is damaged by its checksums, or something else.
+    Raises BadInput if the file is missing or damaged, or if a value does not have its type in
+    `types`, {key: type}.
     """
     try:
-        with zipfile.ZipFile(path) as file:  # which torch.save writes, with a CRC-32 of every part, which torch.load ignores
-            # They do not cover the list of the parts; where that calls one a folder, torch reads nothing.
+        # torch.save writes a zip file with a CRC-32 of each part, which torch.load ignores. Its
+        # table of contents has no checksum; if that calls a part a folder, torch reads nothing.
+        with zipfile.ZipFile(path) as file:
             if file.testzip() or any(part.external_attr for part in file.infolist()):
-                raise BadInput("its checksum does not fit")
+                raise BadInput("its checksum is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict) or not all(isinstance(content.get(key), types[key]) for key in types):
+        known = isinstance(content, dict)
+        if not known or not all(isinstance(content.get(key), types[key]) for key in types):
             raise BadInput("it is not a checkpoint of this version of the program")
     except FileNotFoundError as error:
         raise BadInput(f"{path} is missing") from error
-    except (MemoryError, PermissionError):  # which say nothing of what it holds
+    except (MemoryError, PermissionError):  # these say nothing about the content
         raise
-    except Exception as error:  # zipfile and torch raise a dozen kinds for damaged files
-        raise BadInput(f"{path} is damaged ({' '.join(str(error).split())[:100]})") from error
+    except Exception as error:  # zipfile and torch raise a dozen types for damaged files
+        reason = " ".join(str(error).split())[:100]
+        raise BadInput(f"{path} is damaged ({reason})") from error
     return content
 
 
-def read_masks(run, round_, masks):
-    """The masks of a round of the run of another prune type, `args.masks_from`; `masks` have the shapes expected."""
-    kind = run.args.masks_from
-    path = Files(run.args, kind).ticket(round_)
-    try:
-        found = load_checkpoint(path, {"masks": dict, "args": dict})
-        if not alike(masks, found["masks"]):
-            raise BadInput(f"{path} has the masks of another network")
-        if other := difference(run, found["args"], {"prune_type", "masks_from", "rewind_iter"}):
-            raise BadInput(f"{path} was made with {other}")
-    except BadInput as error:
-        again = f"run the same with --prune_type={kind}, and with --overwrite if that has finished"
-        raise BadInput(f"--masks_from={kind}: {error}. First {again}") from error
-    return found["masks"]
+# ---- A run and its checkpoints -------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def opened(trials, model, defaults):
-    """Yield the runs of these trials, locked against other processes, each with its newest checkpoint, if any."""
+def open_runs(trials, model, defaults):
+    """Yield the runs of these trials, locked against other processes, ready to be resumed.
+
+    `model` is the network and `defaults` the flags' defaults, {flag: value}. Raises BadInput if
+    another process has a lock, or if existing results cannot be resumed.
+    """
     runs = [Run(trial, model, defaults) for trial in trials]
     with contextlib.ExitStack() as locks:
         for run in runs:
@@ -400,135 +457,98 @@ def opened(trials, model, defaults):
                 run.files.saves.mkdir(parents=True, exist_ok=True)
                 locks.enter_context(FileLock(run.files.lock, blocking=False))
             except Timeout as error:
-                raise BadInput(f"another process is at work on this run in {run.files.saves}") from error
+                raise BadInput(f"another process is using the run in {run.files.saves}") from error
             except OSError as error:
-                raise BadInput(f"--output_dir={run.args.output_dir} cannot be used: {error}") from error
+                raise BadInput(
+                    f"--output_dir={run.args.output_dir} cannot be used: {error}"
+                ) from error
             if not run.args.overwrite:
-                run.source, run.saved = newest_checkpoint(run)
+                run.saved_path, run.saved = newest_checkpoint(run)
         yield runs
-
-
-def difference(run, others, free=()):
-    """The first setting in which a run differs from `others`, in words; None if they agree. Those in `free` may differ.
-
-    A setting missing from `others`, which are older than it, counts as its default.
-    """
-    words = {"network": "another network", "data": "other data"}  # too long to be shown
-    for name, value in run.settings.items():
-        other = others.get(name, run.defaults.get(name, value))
-        if other != value and name not in FREE_SETTINGS.union(free):
-            return words.get(name, f"{other} for --{name}, not {value}")
-    return None
-
-
-def newest_checkpoint(run):
-    """Return the path and the content of the newest undamaged checkpoint, (None, None) if there are no results.
-
-    Raises BadInput if its settings differ, or if there are results without a checkpoint.
-    """
-    damage = None
-    for path in filter(Path.exists, (run.files.checkpoint, run.files.before)):
-        try:
-            saved = load_checkpoint(path, {"state": dict, "args": dict, "made_by": dict})
-        except BadInput as error:
-            damage = damage or error
-            continue
-        if other := difference(run, saved["args"]):
-            raise BadInput(f"{run.files.dumps} has results with {other}. {ANEW}")
-        if damage:
-            print(f"{damage}: resuming from the checkpoint before it", file=sys.stderr)
-        return path, saved
-    if found := next(run.files.results(), None):
-        raise BadInput(f"{damage or f'{found} exists, without a checkpoint to resume from'}. {ANEW}")
-    return None, None
-
-
-def note_changes(run, was):
-    """Warn if the checkpoint that a run resumes from was made by other code or versions."""
-    now = provenance()
-    names = [name for name in now if name not in ("commit", "changed") and was.get(name) != now[name]]
-    if names:
-        changes = "; ".join(f"{name} {was.get(name)}, now {now[name]}" for name in names)
-        print(f"note: {run.files.dumps} resumes with other code or versions: {changes}", file=sys.stderr)
-
-
-def write_settings(run, device):
-    """Record how the run was made, for people and for combine_plots.py."""
-    start = datetime.now().astimezone().isoformat(timespec="seconds")
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        start = json.loads(run.files.settings.read_text())["start"]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    machine = {"device": f"{device.type}, {name}", "threads": torch.get_num_threads(), "start": start}
-    content = {"settings": run.settings, "defaults": run.defaults, "made_by": provenance()} | machine
-    write(run.files.settings, lambda file: file.write(json.dumps(content, indent=1).encode()))
-
-
-def title(args, round_):
-    return f"round {round_}" + (f" of seed {args.seed}" if args.trials > 1 else "")
 
 
 class Run:
     """One trial: its settings, its checkpoints, and the signals that stop it.
 
-    As a context manager, it makes SIGINT and SIGTERM finish the current step and write a checkpoint.
+    As a context manager, it makes SIGINT and SIGTERM finish the current iteration, save a
+    checkpoint and raise Stopped.
     """
 
     def __init__(self, args, model=None, defaults=None):
-        self.args, self.files, self.defaults = args, Files(args), defaults or {}
-        network = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # without addresses, which change
-        self.settings = vars(args) | {"network": network}  # what results must have in common to be of one run
-        self.source = self.saved = None  # the checkpoint to resume from: its path and its content
-        self.stop, self.handlers = None, {}  # the number of the signal that came; what signals did before
-        self.saved_at = time.monotonic()
+        self.args = args
+        self.files = Files(args)
+        self.defaults = defaults or {}
+        # Addresses in a network's text differ from process to process.
+        network = re.sub(r" at 0x[0-9a-f]+", "", str(model))
+        self.settings = vars(args) | {"network": network}  # results of one run agree in these
+        self.saved_path = None  # of the checkpoint to resume from
+        self.saved = None  # its content
+        self.save_time = time.monotonic()
+        self.stop = None  # the number of the signal that arrived
+        self.handlers = {}  # the signals' previous handlers, {number: handler}
 
     def __enter__(self):
-        self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[number] = signal.signal(number, self._stop)
         return self
 
     def __exit__(self, *error):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
+    def _stop(self, number, frame):
+        self.stop = number
+        signal.signal(number, self.handlers[number])  # a second signal takes effect at once
+
     def finished_rounds(self):
-        """Return how many rounds are finished: those before the checkpoint's, and its own if its arrays were written."""
+        """Return the number of finished rounds that the checkpoint has."""
         if self.saved is None:
             return 0
-        rounds = self.saved["state"].get("round", 0)  # `check` refuses the state of another version
-        if self.source == self.files.checkpoint and self.files.rounds() > rounds:
+        rounds = self.saved["state"].get("round", 0)  # another version's state: see check()
+        # The arrays may be newer than the previous checkpoint, but not than the newest one.
+        if self.saved_path == self.files.checkpoint and self.files.rounds() > rounds:
             rounds += 1
         return rounds
 
     def write_results(self):
-        """Write the log and the arrays of the finished rounds from the checkpoint's rows."""
+        """Write the log and the arrays of finished rounds from the checkpoint's rows."""
         rounds = self.saved["state"]["rows"]
         lines = [f"{json.dumps(row)}\n".encode() for rows in rounds for row in evaluations(rows)]
         write(self.files.log, lambda file: file.writelines(lines))
         write_arrays(self.files, rounds[: self.finished_rounds()])
 
-    def check(self, data, state):
-        """Raise BadInput if the checkpoint or the masks of another run do not fit the data and a new run's `state`."""
-        self.settings["data"] = data
+    def check(self, digest, state):
+        """Raise BadInput if the checkpoint or the masks of another run cannot be used.
+
+        `digest` identifies the data, and `state` is that of a new run.
+        """
+        self.settings["data"] = digest
         if self.saved:
             if other := difference(self, self.saved["args"]):
-                raise BadInput(f"{self.files.dumps} has results with {other}. {ANEW}")
-            if not alike(vars(state), self.saved["state"]):
-                raise BadInput(f"the checkpoint in {self.files.saves} is of another network or version. {ANEW}")
+                raise BadInput(f"{self.files.dumps} has results with {other}. {START_OVER}")
+            if not same_structure(vars(state), self.saved["state"]):
+                raise BadInput(
+                    f"the checkpoint in {self.files.saves} is of another network or version. "
+                    f"{START_OVER}"
+                )
         if self.args.masks_from:
-            for round_ in tqdm(range(self.args.prune_iterations), desc="checking masks", delay=1, leave=False):
+            rounds = range(self.args.prune_iterations)
+            for round_ in tqdm(rounds, desc="checking masks", delay=1, leave=False):
                 read_masks(self, round_, state.masks)
 
     def clear(self):
-        """Delete the results there are."""
+        """Delete all existing results."""
         for path in [*self.files.results(), *self.files.runs.glob("events*")]:
             path.unlink()
 
-    def begin(self, state):
-        """Start a new run, or resume one: then the checkpoint is copied into `state`, which is that of a new run."""
+    def start_or_resume(self, state):
+        """Save the new run's `state`, or restore the checkpoint into it."""
         if self.saved:
-            fill(vars(state), self.saved["state"])
+            restore(vars(state), self.saved["state"])
             note_changes(self, self.saved["made_by"])
             self.write_results()
-            if self.source == self.files.before:  # a damaged checkpoint would be renamed over this good one
+            if self.saved_path == self.files.previous_checkpoint:
+                # The newest one is damaged. It must not replace the previous one.
                 self.files.checkpoint.unlink(missing_ok=True)
         else:
             self.clear()
@@ -537,50 +557,179 @@ class Run:
         save_checkpoint(self.files.initial, state.initial)
         write_settings(self, state.loss.device)
 
-    def _stop(self, number, frame):
-        self.stop = number
-        signal.signal(number, self.handlers[number])  # a second one takes effect at once
-
     def checkpoint(self, state, now=False):
-        """Save the state, if `now` or CHECKPOINT_SECONDS after the last time. Raises Stopped if a signal came."""
-        if now or self.stop or time.monotonic() > self.saved_at + CHECKPOINT_SECONDS:
+        """Save the state if CHECKPOINT_SECONDS have passed, or `now`.
+
+        Raises Stopped if a signal has arrived.
+        """
+        if now or self.stop or time.monotonic() > self.save_time + CHECKPOINT_SECONDS:
             content = {"state": vars(state), "args": self.settings, "made_by": provenance()}
-            save_checkpoint(self.files.checkpoint, content, self.files.before)
-            self.saved_at = time.monotonic()
+            save_checkpoint(self.files.checkpoint, content, self.files.previous_checkpoint)
+            self.save_time = time.monotonic()
         if self.stop:
-            where = f"in {title(self.args, state.round)}, after {state.iteration} iterations"
+            where = f"{title(self.args, state.round)} after {state.iteration} iterations"
             raise Stopped(self.stop, where, self.args.overwrite)
+
+
+def newest_checkpoint(run):
+    """Return path and content of the newest undamaged checkpoint; (None, None) without results.
+
+    Raises BadInput if its settings differ, or if there are results but no checkpoint.
+    """
+    damage = None
+    for path in filter(Path.exists, (run.files.checkpoint, run.files.previous_checkpoint)):
+        try:
+            saved = load_checkpoint(path, {"state": dict, "args": dict, "made_by": dict})
+        except BadInput as error:
+            damage = damage or error
+            continue
+        if other := difference(run, saved["args"]):
+            raise BadInput(f"{run.files.dumps} has results with {other}. {START_OVER}")
+        if damage:
+            print(f"{damage}: resuming from the previous checkpoint", file=sys.stderr)
+        return path, saved
+
+    if damage:
+        raise BadInput(f"{damage}. {START_OVER}")
+    result = next(run.files.results(), None)
+    if result:
+        raise BadInput(f"{result} exists, but there is no checkpoint to resume from. {START_OVER}")
+    return None, None
+
+
+def difference(run, others, free=()):
+    """Return the first setting in which a run and `others`, {name: value}, differ; else None.
+
+    It is returned in words. Settings in `free` may differ. A setting missing from `others`, which
+    are of an older version then, counts as its default.
+    """
+    texts = {"network": "another network", "data": "other data"}  # too long to be shown
+    for name, value in run.settings.items():
+        other = others.get(name, run.defaults.get(name, value))
+        if other != value and name not in MAY_CHANGE_ON_RESUME.union(free):
+            return texts.get(name, f"--{name}={other}, not {value}")
+    return None
+
+
+def note_changes(run, made_by):
+    """Warn if a checkpoint was made by other code or versions."""
+    now = provenance()
+    changes = []
+    for name in now:
+        if name not in ("commit", "changed") and made_by.get(name) != now[name]:
+            changes.append(f"{name} {made_by.get(name)}, now {now[name]}")
+    if changes:
+        print(
+            f"note: {run.files.dumps} resumes with other code or versions: {'; '.join(changes)}",
+            file=sys.stderr,
+        )
+
+
+@functools.cache
+def provenance():
+    """Return code and versions: {"code": digest, "commit", "changed", "python", "torch", ...}."""
+    root = Path(__file__).resolve().parent
+    files = [root / "main.py", root / "utils.py", *sorted((root / "archs").rglob("*.py"))]
+    code = b"".join(path.read_bytes() for path in files)
+    made_by = {"code": hashlib.sha256(code).hexdigest()[:16]}
+    if (root / ".git").exists():
+        options = {"cwd": root, "stderr": subprocess.DEVNULL, "text": True, "timeout": 10}
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            commit = subprocess.check_output(["git", "rev-parse", "HEAD"], **options)
+            changes = ["git", "status", "--porcelain", "--untracked-files=no"]
+            made_by["commit"] = commit.strip()
+            made_by["changed"] = bool(subprocess.check_output(changes, **options))
+    made_by["python"] = platform.python_version()
+    for name in ("torch", "torchvision", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):  # built from source
+            made_by[name] = version(name)
+    return made_by
+
+
+def write_settings(run, device):
+    """Write how the run was made, for people and for combine_plots.py."""
+    start = datetime.now().astimezone().isoformat(timespec="seconds")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        start = json.loads(run.files.settings.read_text())["start"]  # of a resumed run
+    name = platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    content = {
+        "settings": run.settings,
+        "defaults": run.defaults,
+        "made_by": provenance(),
+        "device": f"{device.type}, {name}",
+        "threads": torch.get_num_threads(),
+        "start": start,
+    }
+    write(run.files.settings, lambda file: file.write(json.dumps(content, indent=1).encode()))
+
+
+# ---- Masks of other runs -------------------------------------------------------------------------
+
+
+def read_masks(run, round_, masks):
+    """Return the masks of the run of prune type `--masks_from` in a round.
+
+    Raises BadInput if they are missing, do not fit `masks`, or come from other settings.
+    """
+    source = run.args.masks_from
+    path = Files(run.args, source).ticket(round_)
+    try:
+        ticket = load_checkpoint(path, {"masks": dict, "args": dict})
+        if not same_structure(masks, ticket["masks"]):
+            raise BadInput(f"{path} has the masks of another network")
+        if other := difference(run, ticket["args"], {"prune_type", "masks_from", "rewind_iter"}):
+            raise BadInput(f"{path} was made with {other}")
+    except BadInput as error:
+        raise BadInput(
+            f"--masks_from={source}: {error}. First run the same command with "
+            f"--prune_type={source}, and with --overwrite if it has finished"
+        ) from error
+    return ticket["masks"]
+
+
+# ---- The log of a round --------------------------------------------------------------------------
 
 
 class Log:
     """The progress of a round: log.jsonl, TensorBoard and the progress bar.
 
-    The log is appended to, as a run that resumes has it rewritten at the start. The other two begin with the state's rows.
+    The log is appended to. TensorBoard's file of the round is rewritten from the state's rows, so
+    that it has nothing from after the checkpoint that a run resumed from.
     """
 
     def __init__(self, args, state, steps, end):
-        self.args, self.state, self.steps, self.end = args, state, steps, end
-        self.files = files = Files(args)
-        self.title, self.remaining = title(args, state.round), density(list(state.masks.values()))
-        self.started = time.monotonic() - state.seconds
-        past = [rows[-1]["seconds"] for rows in state.rows[:-1]]
-        rest = (args.prune_iterations - state.round) * sum(past) / max(1, len(past)) - state.seconds
-        to_go = f"; about {tqdm.format_interval(rest)} to go" if past and rest > 0 else ""
-        print(f"\n{self.title}, of 0..{args.prune_iterations - 1}: {self.remaining:.2f}% of the weights remain{to_go}")
+        self.args = args
+        self.state = state
+        self.steps = steps
+        self.end = end
+        self.files = Files(args)
+        self.remaining = density(list(state.masks.values()))
+        self.start_time = time.monotonic() - state.seconds
+        print(f"\n{round_header(args, state, self.remaining)}")
         print(table(state.masks), flush=True)
-        for folder in (files.dumps, files.runs):
-            folder.mkdir(parents=True, exist_ok=True)
+
+        self.files.dumps.mkdir(parents=True, exist_ok=True)
+        self.files.runs.mkdir(parents=True, exist_ok=True)
         suffix = f".round{state.round:03}"
-        for path in files.runs.glob(f"events.*{suffix}"):  # from before the run resumed
+        for path in self.files.runs.glob(f"events.*{suffix}"):
             path.unlink()
-        self.events = RecordWriter(str(files.runs / f"events.out.tfevents.{time.time():.0f}{suffix}"))
-        patience = 0.1 if sys.stderr.isatty() else 30  # seconds between lines; few of them in a file
-        self.bar = tqdm(total=end, initial=state.iteration, desc=self.title, dynamic_ncols=True, mininterval=patience)
+        name = f"events.out.tfevents.{time.time():.0f}{suffix}"
+        self.events = RecordWriter(str(self.files.runs / name))
+        self.bar = tqdm(
+            total=end,
+            initial=state.iteration,
+            desc=title(args, state.round),
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a file needs few lines
+        )
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            stack.push(self)  # closes what is open if this fails
-            self.events.write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+            stack.push(self)  # closes the file and the bar if this fails
+            version = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
+            self.events.write(version.SerializeToString())
             if self.state.round == 0:
                 self.add_summaries(0, settings_page(self.args))
             self.add_scalars(evaluations(self.state.rows[-1]))
@@ -589,83 +738,128 @@ class Log:
 
     def __exit__(self, *error):
         self.bar.close()
-        with contextlib.suppress(OSError):  # of a full disk, which is reported already; an open file would report it again
+        # A full disk is reported already. A file left open would report it again.
+        with contextlib.suppress(OSError):
             self.events.close()
 
     def add_summaries(self, step, summaries):
-        """Add to TensorBoard's file; not by SummaryWriter, whose thread dies on a full disk and then blocks this one."""
+        """Write summaries to TensorBoard's file.
+
+        SummaryWriter's thread would die on a full disk and then block this one.
+        """
         for content in summaries:
             event = event_pb2.Event(wall_time=time.time(), step=step, summary=content)
             self.events.write(event.SerializeToString())
 
     def add_scalars(self, rows):
+        """Write the evaluations in these rows to TensorBoard's file."""
         for row in rows:
             step = row["round"] * self.end + row["iteration"]
-            self.add_summaries(step, [summary.scalar(tag, row[name]) for tag, name in SCALARS.items()])
+            scalars = [summary.scalar(tag, row[name]) for tag, name in SCALARS.items()]
+            self.add_summaries(step, scalars)
         sync(self.events.flush)
 
-    def tick(self):
+    def step(self):
         """Count an iteration."""
-        self.state.seconds = time.monotonic() - self.started
+        self.state.seconds = time.monotonic() - self.start_time
         self.bar.update()
 
-    def add(self, **measured):
-        """Add a row to the state, and to the log where it has an evaluation; returns it."""
+    def add(self, measured):
+        """Add measurements, {name: number}, as a row to the state and the log; return the row."""
         state = self.state
-        state.seconds = time.monotonic() - self.started
-        where = {"round": state.round, "epoch": math.ceil(state.iteration / self.steps), "iteration": state.iteration}
-        row = where | {"weights_remaining": self.remaining} | measured | {"seconds": state.seconds}
+        state.seconds = time.monotonic() - self.start_time
+        row = {
+            "round": state.round,
+            "epoch": math.ceil(state.iteration / self.steps),
+            "iteration": state.iteration,
+            "weights_remaining": self.remaining,
+            **measured,
+            "seconds": state.seconds,
+        }
         state.rows[-1].append(row)
         if "val_loss" in row:
             with self.files.log.open("a") as file:
                 print(json.dumps(row), file=file)
             self.add_scalars([row])
         if row["epoch"] % self.args.print_freq == 0 or state.iteration == self.end:
-            text = f"epoch {row['epoch']}/{math.ceil(self.end / self.steps)}, loss {row['train_loss']:.4f}"
-            if shown := evaluations(state.rows[-1]):
-                text += f", accuracy {shown[-1]['test_accuracy']:.2f}%, best {best(shown)['test_accuracy']:.2f}%"
-            self.bar.set_postfix_str(text, refresh=False)
+            self.show(row)
         return row
 
+    def show(self, row):
+        """Show the losses and accuracies so far beside the progress bar."""
+        epochs = math.ceil(self.end / self.steps)
+        text = f"epoch {row['epoch']}/{epochs}, loss {row['train_loss']:.4f}"
+        evaluated = evaluations(self.state.rows[-1])
+        if evaluated:
+            last = evaluated[-1]["test_accuracy"]
+            at_best = best(evaluated)["test_accuracy"]
+            text += f", test accuracy {last:.2f}% ({at_best:.2f}% at best validation)"
+        self.bar.set_postfix_str(text, refresh=False)
 
-def write_arrays(files, rounds, start=0):
-    """Write the arrays of finished rounds, a list of their rows: those over all rounds, and those of each from `start` on."""
-    for number, rows in list(enumerate(rounds))[start:]:
-        write_array(files.array(f"all_loss_{number}"), by_epoch(rows, "train_loss"))
-        write_array(files.array(f"all_accuracy_{number}"), by_epoch(rows, "test_accuracy"))
-    table = [ticket(rows) for rows in rounds]
-    for name in ARRAYS:
-        write_array(files.array(name), [values[name] for values in table])
+
+def title(args, round_):
+    """Return the name of a round, with its seed if there are several."""
+    return f"round {round_} of seed {args.seed}" if args.trials > 1 else f"round {round_}"
 
 
-def end_round(run, state, log):
-    """Write the ticket of a finished round, its page in TensorBoard, and the arrays."""
+def round_header(args, state, remaining):
+    """Return the line that announces a round, with the time that the run will still take."""
+    header = (
+        f"{title(args, state.round)} (last: {args.prune_iterations - 1}): "
+        f"{remaining:.2f}% of the weights remain"
+    )
+    seconds = [rows[-1]["seconds"] for rows in state.rows[:-1]]  # of each finished round
+    if seconds:
+        rounds = args.prune_iterations - state.round
+        to_go = rounds * sum(seconds) / len(seconds) - state.seconds
+        if to_go > 0:
+            header += f"; about {tqdm.format_interval(to_go)} to go"
+    return header
+
+
+def save_round(run, state, log):
+    """Write a finished round's ticket, its page in TensorBoard, and the arrays."""
     log.bar.close()
-    args, files, number, rows = run.args, run.files, state.round, state.rows[-1]
-    values = ticket(rows)
+    rows = state.rows[-1]
+    values = round_summary(rows)
 
-    content = {"model": state.best, "final": state.model, "masks": state.masks, "round": number}
-    content |= {"weights_remaining": values["compression"], "test_accuracy": values["bestaccuracy"]}
-    save_checkpoint(files.ticket(number), content | {"args": run.settings, "made_by": provenance()})
-    log.add_summaries(number, ticket_page(state, values))
+    ticket = {
+        "model": state.best,
+        "final": state.model,
+        "masks": state.masks,
+        "round": state.round,
+        "weights_remaining": values["compression"],
+        "test_accuracy": values["bestaccuracy"],
+        "args": run.settings,
+        "made_by": provenance(),
+    }
+    save_checkpoint(run.files.ticket(state.round), ticket)
+    log.add_summaries(state.round, ticket_page(state, values))
     sync(log.events.flush)
-    write_arrays(files, state.rows, start=number)
+    write_arrays(run.files, state.rows, start=state.round)
 
-    top = best(rows)
-    where = f"iteration {top['iteration']}" if args.max_iter else f"epoch {top['epoch']}"
-    at_best = f"{values['bestaccuracy']:.2f}% at best validation ({where})"
-    print(f"{log.title}: test accuracy {at_best}, {values['finalaccuracy']:.2f}% at the end")
+    at_best = best(rows)
+    place = f"epoch {at_best['epoch']}"
+    if run.args.max_iter:
+        place = f"iteration {at_best['iteration']}"
+    print(
+        f"{title(run.args, state.round)}: test accuracy {values['bestaccuracy']:.2f}% "
+        f"at best validation ({place}), {values['finalaccuracy']:.2f}% at the end"
+    )
 
 
 def settings_page(args):
-    """TensorBoard's page of the settings."""
-    settings = {name: value for name, value in vars(args).items() if name not in FREE_SETTINGS}
-    plain = {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in settings.items()}
-    return summary.hparams(plain, {"ticket/accuracy": 0.0, "ticket/weights_remaining": 0.0})
+    """Return TensorBoard's summaries of the settings."""
+    settings = {}
+    for name, value in vars(args).items():
+        if name not in MAY_CHANGE_ON_RESUME:
+            plain = isinstance(value, (bool, int, float, str))
+            settings[name] = value if plain else str(value)
+    return summary.hparams(settings, {"ticket/accuracy": 0.0, "ticket/weights_remaining": 0.0})
 
 
 def ticket_page(state, values):
-    """TensorBoard's page of a finished round, whose `ticket` is `values`."""
+    """Yield TensorBoard's summaries of a finished round, whose round_summary is `values`."""
     yield summary.scalar("ticket/accuracy", values["bestaccuracy"])
     yield summary.scalar("ticket/weights_remaining", values["compression"])
     yield summary.scalar("ticket/early_stop_iteration", values["earlystop"])
@@ -673,37 +867,44 @@ def ticket_page(state, values):
     for name, mask in state.masks.items():
         yield summary.scalar(f"density/{name}", density([mask]))
         if mask.any():
-            yield summary.histogram(f"surviving/{name}", weights[name][mask].cpu().numpy(), 64)
-    image = connections(next(iter(state.masks.values())))
+            survivors = weights[name][mask].cpu().numpy()
+            yield summary.histogram(f"surviving/{name}", survivors, 64)
+    first_mask = next(iter(state.masks.values()))
+    image = connections(first_mask)
     if image is not None:
         yield summary.image("ticket/connections_per_pixel", image, dataformats="HW")
 
 
 def density(masks):
-    """Percent of the weights that a list of masks keeps."""
+    """Return the percentage of weights that a list of masks keeps."""
     return 100 * sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
 def table(masks):
-    """What is left of every layer, as text."""
+    """Return the number of weights that remain in each layer, as a table."""
     width = max(map(len, [*masks, "all"]))
     lines = [f"{'layer':{width}}  {'weights':>10}  {'remaining':>10}  {'percent':>7}"]
-    rows = [(name, [mask]) for name, mask in masks.items()] + [("all", list(masks.values()))]
-    for name, group in rows:
-        total, kept = sum(mask.numel() for mask in group), sum(int(mask.sum()) for mask in group)
-        lines.append(f"{name:{width}}  {total:10}  {kept:10}  {density(group):7.2f}")
+    groups = {name: [mask] for name, mask in masks.items()}
+    groups["all"] = list(masks.values())
+    for name, group in groups.items():
+        total = sum(mask.numel() for mask in group)
+        remaining = sum(int(mask.sum()) for mask in group)
+        lines.append(f"{name:{width}}  {total:10}  {remaining:10}  {density(group):7.2f}")
     return "\n".join(lines)
 
 
 def connections(mask):
-    """How many connections each input keeps, for a bool mask (units, inputs): an image in 0..1, 1 for the most.
+    """Return an image of how many connections each input pixel keeps, in 0..1; 1 is the most.
 
-    The inputs are the pixels of a square image, grey or in three colours, whose connections are added up; None if not.
+    `mask` is a bool tensor (units, inputs). The inputs must be a square image, grey or in three
+    colours, whose connections are added up; otherwise None is returned.
     """
+    if mask.dim() != 2:
+        return None
     counts = mask.sum(0).cpu().numpy()
-    for channels in (1, 3) if mask.dim() == 2 else ():
+    for channels in (1, 3):
         side = math.isqrt(len(counts) // channels)
         if channels * side**2 == len(counts):
             image = counts.reshape(channels, side, side).sum(0)
-            return np.kron(image / max(1, image.max()), np.ones((8, 8)))  # eight times larger, to be seen
+            return np.kron(image / max(1, image.max()), np.ones((8, 8)))  # eight times larger
     return None

@@ -1,7 +1,8 @@
-"""Datasets and architectures, found by their place: every folder beside `common` is a dataset, every file an architecture.
+"""Datasets and architectures, found by their place: nothing has to be registered.
 
-A file in `common` serves all datasets; a file in a dataset's folder serves that dataset alone and goes before one of the
-same name in `common`. Nothing has to be registered.
+Every folder except `common` is a dataset. Every file in `common` is an architecture for all
+datasets. A file in a dataset's folder is an architecture for that dataset only, and takes
+precedence over a file of the same name in `common`.
 """
 
 import importlib
@@ -11,83 +12,115 @@ from pathlib import Path
 import numpy as np
 import torch
 
-
-def _modules(folder, packages):
-    found = pkgutil.iter_modules([str(Path(__file__).parent / folder)])
-    return sorted(module.name for module in found if module.ispkg == packages)
+FACTS = ("CHANNELS", "SIZE", "CLASSES", "VAL_SIZE", "MEAN", "STD", "FILES", "load")
 
 
 def datasets():
-    """Names of the datasets."""
+    """Return the names of all datasets."""
     return [name for name in _modules(".", packages=True) if name != "common"]
 
 
 def architectures(dataset=None):
-    """Names of the architectures that `dataset` can use; of all architectures without one."""
-    folders = ["common", *(datasets() if dataset is None else [dataset])]
+    """Return the names of the architectures for a dataset, or of all architectures."""
+    folders = ["common"]
+    if dataset is None:
+        folders += datasets()
+    else:
+        folders.append(dataset)
     return sorted({name for folder in folders for name in _modules(folder, packages=False)})
 
 
-def facts(dataset):
-    """The dataset's module, with CHANNELS, SIZE, CLASSES, MEAN, STD, VAL_SIZE, FILES and load.
+def _modules(folder, packages):
+    modules = pkgutil.iter_modules([str(Path(__file__).parent / folder)])
+    return sorted(module.name for module in modules if module.ispkg == packages)
 
-    Raises ValueError if one is missing, or if MEAN, STD or VAL_SIZE cannot be.
+
+def facts(dataset):
+    """Return a dataset's module, which has the names in FACTS.
+
+    Raises ValueError if a name is missing, or if MEAN, STD or VAL_SIZE is impossible.
     """
     module = importlib.import_module(f"{__name__}.{dataset}")
-    for name in ("CHANNELS", "SIZE", "CLASSES", "VAL_SIZE", "MEAN", "STD", "FILES", "load"):
+    for name in FACTS:
         if not hasattr(module, name):
             raise ValueError(f"{module.__file__} has no {name}")
-    mean, std = np.array(module.MEAN), np.array(module.STD)
+
+    mean = np.array(module.MEAN)
+    std = np.array(module.STD)
     if mean.shape != (module.CHANNELS,) or not ((mean >= 0) & (mean <= 1)).all():
-        raise ValueError(f"{module.__file__}: MEAN must have one number in [0, 1] per channel, not {module.MEAN}")
+        raise ValueError(
+            f"{module.__file__}: MEAN must have one number in [0, 1] per channel, not {module.MEAN}"
+        )
     if std.shape != (module.CHANNELS,) or not ((std > 0) & (std <= 1)).all():
-        raise ValueError(f"{module.__file__}: STD must have one number in (0, 1] per channel, not {module.STD}")
+        raise ValueError(
+            f"{module.__file__}: STD must have one number in (0, 1] per channel, not {module.STD}"
+        )
     if not isinstance(module.VAL_SIZE, int) or module.VAL_SIZE < 0:
-        raise ValueError(f"{module.__file__}: VAL_SIZE must be a whole number in [0, inf), not {module.VAL_SIZE}")
+        raise ValueError(
+            f"{module.__file__}: VAL_SIZE must be a whole number in [0, inf), not {module.VAL_SIZE}"
+        )
     return module
 
 
 def build(dataset, arch_type):
-    """A new `arch_type` for images of `dataset`: an nn.Module from normalised float images (N, C, H, W) to logits."""
+    """Return a new network for a dataset, an nn.Module.
+
+    It maps normalized float images (N, C, H, W) to logits (N, classes).
+    """
     folder = dataset if arch_type in _modules(dataset, packages=False) else "common"
-    module, shape = importlib.import_module(f"{__name__}.{folder}.{arch_type}"), facts(dataset)
-    return module.build(shape.CHANNELS, shape.SIZE, shape.CLASSES)
+    module = importlib.import_module(f"{__name__}.{folder}.{arch_type}")
+    data = facts(dataset)
+    return module.build(data.CHANNELS, data.SIZE, data.CLASSES)
 
 
 def load(dataset, data_dir, train):
-    """The training or the test examples of `dataset` from `data_dir`, downloaded into it where they are missing.
+    """Return a dataset's training or test examples: uint8 images (N, C, H, W), int64 labels (N,).
 
-    Returns uint8 images (N, C, H, W) and int64 labels (N,).
-    Raises OSError where there is nothing to read, ValueError where the files hold something else than the dataset.
+    They are read from `data_dir`, and downloaded there first if they are missing. Raises OSError
+    if they are missing and cannot be downloaded, and ValueError if they are not as expected.
     """
     data = facts(dataset)
-    wanted = f"in {Path(data_dir).resolve()}: {', '.join(data.FILES)}"
+    files = f"in {Path(data_dir).resolve()}: {', '.join(data.FILES)}"
     try:
-        found = data.load(data_dir, train)
+        examples = data.load(data_dir, train)
     except (PermissionError, MemoryError, NameError, AttributeError, TypeError, ImportError):
-        raise  # which say nothing of the files
-    except Exception as error:  # torchvision raises many kinds, down to AssertionError
+        raise  # these say nothing about the files
+    except Exception as error:  # torchvision raises many types, even AssertionError
+        reason = one_line(error)
         if all((Path(data_dir) / name).exists() for name in data.FILES):
-            raise ValueError(f"{dataset} is damaged: delete and fetch again, {wanted} ({one_line(error)})") from error
+            raise ValueError(
+                f"{dataset} is damaged. Delete or replace these files {files} ({reason})"
+            ) from error
         raise OSError(
-            f"{dataset} is not here and cannot be downloaded. Put these files {wanted}; "
-            f"or use --dataset=digits, which needs no download ({one_line(error)})"
+            f"{dataset} is missing and cannot be downloaded. Put these files {files}; "
+            f"or use --dataset=digits, which needs no download ({reason})"
         ) from error
-    images, labels = map(torch.as_tensor, found)
+
+    images, labels = map(torch.as_tensor, examples)
     shape = (data.CHANNELS, data.SIZE, data.SIZE)
     if images.dtype != torch.uint8 or images.shape[1:] != shape:
-        has = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape[1:])}"
-        raise ValueError(f"{dataset} holds images of {has}, not uint8 of shape {shape}: {wanted}")
+        raise ValueError(
+            f"{dataset} has images of {_name(images.dtype)} of shape {tuple(images.shape[1:])}, "
+            f"not uint8 of shape {shape}, {files}"
+        )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"{dataset} holds labels of {str(labels.dtype).removeprefix('torch.')}, not integers: {wanted}")
+        raise ValueError(f"{dataset} has labels of {_name(labels.dtype)}, not integers, {files}")
     if labels.shape != (len(images),) or len(labels) == 0:
-        raise ValueError(f"{dataset} holds {len(images)} images and labels of shape {tuple(labels.shape)}: {wanted}")
+        raise ValueError(
+            f"{dataset} has {len(images)} images and labels of shape {tuple(labels.shape)}, {files}"
+        )
     if labels.min() < 0 or labels.max() >= data.CLASSES:
-        has = f"labels in {int(labels.min())}..{int(labels.max())}, not in 0..{data.CLASSES - 1}"
-        raise ValueError(f"{dataset} holds {has}: {wanted}")
+        raise ValueError(
+            f"{dataset} has labels in {int(labels.min())}..{int(labels.max())}, "
+            f"not in 0..{data.CLASSES - 1}, {files}"
+        )
     return images.contiguous(), labels.long()
 
 
+def _name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
 def one_line(error):
-    """An exception in a line: its type and what it says."""
+    """Return an exception's type and message in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,8 +1,10 @@
-"""What several tests need: the repository on the path, a way to run its commands, and small runs of the experiment."""
+"""What several tests need: fixtures, small networks and data, and a way to run commands."""
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts its threads: two that wait for each other are slow beside other work
+# Set before torch starts its threads. Two of them, which wait for each other, are slow if other
+# processes need the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import shutil
 import subprocess
@@ -27,8 +29,10 @@ torch.set_flush_denormal(True)  # as main.main does, before torch starts its thr
 
 
 def command(*args, cwd=ROOT, timeout=120):
-    """Run `python3 args...` as a user does; returns .returncode, .stdout and .stderr. It takes seconds to import torch."""
-    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, timeout=timeout, capture_output=True, text=True)
+    """Run `python3 args...` as a user does, which takes seconds; return the CompletedProcess."""
+    return subprocess.run(
+        [sys.executable, *map(str, args)], cwd=cwd, timeout=timeout, capture_output=True, text=True
+    )
 
 
 def png_size(path):
@@ -46,13 +50,16 @@ def undrawn(monkeypatch):
 
 @pytest.fixture
 def train_round(monkeypatch, undrawn):
-    """A function that trains for a round, without checkpoints and files: train_round(args, model or state, data) -> state."""
-    monkeypatch.setattr(utils, "end_round", lambda *_: None)
+    """A function that trains a round without writing files.
+
+    train_round(args, model or state, data, masks=None) returns the state.
+    """
+    monkeypatch.setattr(utils, "save_round", lambda *_: None)
     monkeypatch.setattr(utils.Run, "checkpoint", lambda *_, **__: None)
 
     def train(args, start, data, masks=None):
         state = main.new_state(args, start) if isinstance(start, nn.Module) else start
-        utils.fill(state.masks, masks or state.masks)
+        utils.restore(state.masks, masks or state.masks)
         with utils.Run(args) as run:
             main.train(args, state, data, run)
         return state
@@ -92,13 +99,24 @@ def small_network(*_):
 
 
 def small_data(n, channels=1, size=28, classes=10, seed=0):
-    """Random examples in the form of main.load_data: 3/4 of n to train on, the rest for validation and test."""
+    """Return n random examples as main.Data: 3/4 for training, the rest for validation and test."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(256, (n, channels, size, size), dtype=torch.uint8, generator=generator)
     labels = torch.randint(classes, (n,), generator=generator)
     cut = 3 * n // 4
-    rest = [images[cut:], labels[cut:]]
-    return main.Data(train=[images[:cut], labels[:cut]], val=rest, test=rest, normalize=lambda x: x.float() / 255)
+    test = (images[cut:], labels[cut:])
+    return main.Data(
+        train=(images[:cut], labels[:cut]),
+        val=test,
+        test=test,
+        mean=torch.tensor(0.0),
+        std=torch.tensor(255.0),
+    )
+
+
+def trial_data(args):
+    """Load the data of a trial as main.main and main.experiment do."""
+    return main.hold_out(args, main.load_data(args, torch.device("cpu")))
 
 
 @pytest.fixture
@@ -106,7 +124,13 @@ def small_args(tmp_path):
     """Arguments of a run of seconds, with changes: small_args(prune_type="reinit")."""
 
     def make(**changes):
-        flags = {"dataset": "digits", "prune_percent": 20, "prune_iterations": 3, "end_iter": 2, "gpu": "cpu"}
+        flags = {
+            "dataset": "digits",
+            "prune_percent": 20,
+            "prune_iterations": 3,
+            "end_iter": 2,
+            "gpu": "cpu",
+        }
         flags |= {"output_dir": tmp_path / "out"} | changes
         return main.parse_args([f"--{name}={value}" for name, value in flags.items()])
 
@@ -115,7 +139,7 @@ def small_args(tmp_path):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """The folder of a copy of `archs` that the program uses, to add datasets and architectures to."""
+    """The folder of a copy of `archs`, used instead of it; for new datasets and architectures."""
     folder = tmp_path / "archs"
     shutil.copytree(ROOT / "archs", folder)
     monkeypatch.setattr(archs, "__file__", str(folder / "__init__.py"))
@@ -132,11 +156,11 @@ def own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def starts(monkeypatch):
-    """What the network and its masks were at the start of every round: [(state dict, masks), ...]."""
+    """The network and the masks at the start of each round: [(state dict, masks), ...]."""
     found, train = [], main.train
 
     def spy(args, state, *rest):
-        found.append((utils.copied(state.model), utils.copied(state.masks)))
+        found.append((utils.snapshot(state.model), utils.snapshot(state.masks)))
         return train(args, state, *rest)
 
     monkeypatch.setattr(main, "train", spy)
@@ -144,8 +168,11 @@ def starts(monkeypatch):
 
 
 def train_plainly(args, state, masks, data, round_, optimizer, iterations, rate):
-    """A round of training as one would write it down, with an optimizer of torch.optim; its last weights, and all losses."""
-    model = main.prepare(main.new_model(args, 0), args, torch.device("cpu"))
+    """Train a round in the plainest way, with an optimizer of torch.optim.
+
+    Returns the state dict at the end and the loss of each iteration.
+    """
+    model = main.new_model(args, 0, torch.device("cpu"))
     model.load_state_dict(state)
     optimizer = optimizer(model.parameters())
     images, labels = data.train
@@ -155,7 +182,9 @@ def train_plainly(args, state, masks, data, round_, optimizer, iterations, rate)
     for iteration in iterations:
         epoch, index = divmod(iteration, steps)
         if index == 0 or not losses:
-            draws = SeedSequence(args.seed, spawn_key=(round_, epoch + 1)).generate_state(1 + steps, np.uint64)
+            draws = SeedSequence(args.seed, spawn_key=(round_, epoch + 1)).generate_state(
+                1 + steps, np.uint64
+            )
             of_order, *of_steps = draws.tolist()
             torch.manual_seed(of_order)
             order = torch.randperm(len(labels))

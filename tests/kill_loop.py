@@ -1,9 +1,10 @@
-"""Kill runs at random moments, take them up again, and compare what they leave with a run that nothing disturbed:
+"""Kill runs at random moments, resume them, and compare their results with an undisturbed run:
 
     python3 tests/kill_loop.py --kills=200
 
-The runs are processes of their own, forked from one that has everything imported, so that a kill takes a second and not ten.
-Checkpoints are written every few steps, as real runs do every few seconds. The network has batch norm and dropout.
+Each run is a process, forked from one that has imported everything, so that a kill takes a second
+and not ten. Checkpoints are saved every few iterations, not every 20 seconds. The network has batch
+norm and dropout.
 """
 
 import argparse
@@ -40,20 +41,32 @@ KINDS = {
 
 
 def start(folder, kind):
-    """Fork a run into `folder`; returns its process number."""
+    """Start a run in a forked process; return the process number."""
     child = os.fork()
     if child:
         return child
     with folder.with_suffix(".output").open("a") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    flags = [f"--output_dir={folder}", f"--prune_type={kind}", f"--prune_iterations={ROUNDS}", f"--end_iter={EPOCHS}"]
+    flags = [
+        f"--output_dir={folder}",
+        f"--prune_type={kind}",
+        f"--prune_iterations={ROUNDS}",
+        f"--end_iter={EPOCHS}",
+    ]
     status = 0
     try:
         with utils.one_line_errors("main.py"):
             main.main(
                 main.parse_args(
-                    [*flags, *KINDS[kind], "--dataset=digits", "--gpu=cpu", "--prune_percent=30", "--batch_size=120"]
+                    [
+                        *flags,
+                        *KINDS[kind],
+                        "--dataset=digits",
+                        "--gpu=cpu",
+                        "--prune_percent=30",
+                        "--batch_size=120",
+                    ]
                 )
             )
     except SystemExit as error:
@@ -68,7 +81,7 @@ def start(folder, kind):
 
 
 def contents(folder):
-    """What a run left behind, in a form that can be compared: all but the seconds that it took."""
+    """Return the results of a run, except times, {name: comparable value}."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -76,7 +89,9 @@ def contents(folder):
             found[name] = path.read_bytes()
         elif path.suffix == ".jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+            found[name] = [
+                {key: value for key, value in row.items() if key != "seconds"} for row in rows
+            ]
         elif name.endswith(".pth.tar") and "checkpoint" not in name:
             state = torch.load(path, weights_only=True)
             state.pop("args", None)  # it has the folder's name
@@ -86,10 +101,14 @@ def contents(folder):
         elif path.suffix == ".tmp":
             found[name] = "left over"
     for folder_ in sorted(folder.glob("runs/*/*/*")):
-        events = EventAccumulator(str(folder_), size_guidance={"scalars": 0, "histograms": 0, "images": 0}).Reload()
+        events = EventAccumulator(
+            str(folder_), size_guidance={"scalars": 0, "histograms": 0, "images": 0}
+        ).Reload()
         tags = events.Tags()
         for tag in tags["scalars"]:
-            found[f"{folder_.name} {tag}"] = [(event.step, event.value) for event in events.Scalars(tag)]
+            found[f"{folder_.name} {tag}"] = [
+                (event.step, event.value) for event in events.Scalars(tag)
+            ]
         for tag in tags["images"]:
             found[f"{folder_.name} {tag}"] = [event.step for event in events.Images(tag)]
         for tag in tags["histograms"]:
@@ -98,7 +117,7 @@ def contents(folder):
 
 
 def flat(state):
-    """Nested dicts of tensors as {path: bytes}."""
+    """Return nested dicts of tensors as nested dicts of bytes."""
     if isinstance(state, torch.Tensor):
         return np.ascontiguousarray(state.numpy()).tobytes()
     return {key: flat(value) for key, value in state.items()} if isinstance(state, dict) else state
@@ -109,7 +128,10 @@ def wait(child):
 
 
 def loop(kills, seed, folder):
-    """Returns how many runs were finished in the end, after so many kills, all equal to the undisturbed one."""
+    """Kill runs this many times; return how many finished, and the seconds of an undisturbed run.
+
+    Raises AssertionError if the results of one are not those of the undisturbed run.
+    """
     archs.build = small_network
     utils.CHECKPOINT_SECONDS = 0.004
     dice = random.Random(seed)
@@ -135,17 +157,26 @@ def loop(kills, seed, folder):
         status = wait(start(run, kind))
         assert status == 0, (run.with_suffix(".output")).read_text()[-3000:]
         found = contents(run)
-        different = [name for name in {*found, *expected[kind]} if found.get(name) != expected[kind].get(name)]
+        different = [
+            name
+            for name in {*found, *expected[kind]}
+            if found.get(name) != expected[kind].get(name)
+        ]
         assert not different, f"{run}: {different}"
         finished += 1
     return finished, seconds
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", default=200, type=int)
     parser.add_argument("--seed", default=0, type=int)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         finished, seconds = loop(args.kills, args.seed, Path(folder))
-    print(f"{args.kills} kills, {finished} runs of {seconds:.1f} s taken up again to their end: nothing lost, nothing doubled")
+    print(
+        f"{args.kills} kills, {finished} runs of {seconds:.1f} s resumed to their end: "
+        "nothing lost, nothing doubled"
+    )

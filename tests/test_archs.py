@@ -1,4 +1,4 @@
-"""Every architecture on every dataset, and the datasets' files in their real formats, good and bad."""
+"""Every architecture on every dataset; the datasets' files in their formats, good and bad."""
 
 import gzip
 import pickle
@@ -18,19 +18,32 @@ from conftest import Mark, small_data
 
 
 def pairs():
-    """Every architecture on every dataset, but once for datasets of the same shape that have no file of their own for it."""
+    """Return all (dataset, architecture), but only one of equal shapes and the same file."""
     found = {}
     for dataset in archs.datasets():
         facts, own = archs.facts(dataset), archs._modules(dataset, packages=False)
         for arch_type in archs.architectures(dataset):
-            file = (facts.CHANNELS, facts.SIZE, facts.CLASSES, dataset if arch_type in own else "common", arch_type)
+            file = (
+                facts.CHANNELS,
+                facts.SIZE,
+                facts.CLASSES,
+                dataset if arch_type in own else "common",
+                arch_type,
+            )
             found.setdefault(file, (dataset, arch_type))
     return list(found.values())
 
 
 def test_the_datasets_and_architectures_of_the_readme_are_found():
     assert set(archs.datasets()) >= {"mnist", "fashionmnist", "cifar10", "cifar100", "digits"}
-    assert set(archs.architectures()) >= {"fc1", "lenet5", "alexnet", "vgg16", "resnet18", "densenet121"}
+    assert set(archs.architectures()) >= {
+        "fc1",
+        "lenet5",
+        "alexnet",
+        "vgg16",
+        "resnet18",
+        "densenet121",
+    }
 
 
 @pytest.mark.parametrize(("dataset", "arch_type"), pairs())
@@ -46,7 +59,7 @@ def test_train_prune_reset_train(dataset, arch_type, small_args, train_round):
     state = main.new_state(args, model)
 
     for _ in range(2):
-        masks = utils.copied(state.masks)
+        masks = utils.snapshot(state.masks)
         train_round(args, state, data)
         assert np.isfinite(utils.by_epoch(state.rows[-1], "train_loss")).all()
         for name, weight in main.prunable(model).items():
@@ -58,7 +71,9 @@ def test_train_prune_reset_train(dataset, arch_type, small_args, train_round):
             assert mask.sum() == alive - round(0.2 * alive)
         main.reset(args, state, pruned)
         for name, tensor in model.state_dict().items():
-            assert torch.equal(tensor, initial[name] * pruned[name] if name in pruned else initial[name])
+            assert torch.equal(
+                tensor, initial[name] * pruned[name] if name in pruned else initial[name]
+            )
 
 
 @pytest.mark.parametrize("size", [28, 32, 40, 64])
@@ -70,15 +85,25 @@ def test_other_image_sizes_fit_too(arch_type, size, monkeypatch):
 
 
 def test_fc1_is_the_papers_lenet():
-    assert [p.numel() for p in main.prunable(archs.build("mnist", "fc1")).values()] == [784 * 300, 300 * 100, 1000]
+    assert [p.numel() for p in main.prunable(archs.build("mnist", "fc1")).values()] == [
+        784 * 300,
+        300 * 100,
+        1000,
+    ]
 
 
 def test_a_file_in_the_datasets_folder_goes_before_common(tmp_path, monkeypatch):
-    (tmp_path / "fc1.py").write_text("from torch import nn\ndef build(*shape): return nn.Identity()\n")
-    (tmp_path / "tiny.py").write_text("from torch import nn\ndef build(*shape): return nn.Flatten()\n")
+    (tmp_path / "fc1.py").write_text(
+        "from torch import nn\ndef build(*shape): return nn.Identity()\n"
+    )
+    (tmp_path / "tiny.py").write_text(
+        "from torch import nn\ndef build(*shape): return nn.Flatten()\n"
+    )
     folder = archs._modules  # the names in a folder, and the folder that Python imports them from
     monkeypatch.setattr(
-        archs, "_modules", lambda name, packages: ["fc1", "tiny"] if name == "digits" else folder(name, packages)
+        archs,
+        "_modules",
+        lambda name, packages: ["fc1", "tiny"] if name == "digits" else folder(name, packages),
     )
     monkeypatch.setattr(archs.facts("digits"), "__path__", [str(tmp_path)])
     assert type(archs.build("digits", "fc1")) is torch.nn.Identity
@@ -95,7 +120,18 @@ def test_digits_are_the_real_ones():
     assert [len(labels) for _, labels in parts] == [1437, 360]
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     assert images.shape == (1797, 1, 28, 28)
-    assert torch.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # as UCI counts them
+    assert torch.bincount(labels).tolist() == [
+        178,
+        182,
+        177,
+        183,
+        181,
+        182,
+        181,
+        179,
+        174,
+        180,
+    ]  # as UCI counts them
     first = images[0, 0, 2:26:3, 2:26:3] // 15  # the 8x8 values in 0..16, but for rounding
     assert first[0].tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
     assert not images[:, :, :2].any()
@@ -108,13 +144,21 @@ def write_mnist(folder, n=12, size=28, labels=None, compress=False):
     folder.mkdir(parents=True)
     for part in ("t10k", "train"):
         images = random.integers(256, size=(n, size, size), dtype=np.uint8)
-        numbers = (random.integers(10, size=n) if labels is None else np.full(n, labels)).astype(np.uint8)
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, n, size, size) + images.tobytes())
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, n) + numbers.tobytes())
+        numbers = (random.integers(10, size=n) if labels is None else np.full(n, labels)).astype(
+            np.uint8
+        )
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(
+            struct.pack(">4i", 0x803, n, size, size) + images.tobytes()
+        )
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2i", 0x801, n) + numbers.tobytes()
+        )
     return images, numbers
 
 
-@pytest.mark.parametrize(("dataset", "name"), [("mnist", "MNIST"), ("fashionmnist", "FashionMNIST")])
+@pytest.mark.parametrize(
+    ("dataset", "name"), [("mnist", "MNIST"), ("fashionmnist", "FashionMNIST")]
+)
 def test_idx_files_are_read_as_they_are(dataset, name, tmp_path):
     expected, numbers = write_mnist(tmp_path / name / "raw")
     images, labels = archs.load(dataset, tmp_path, train=True)
@@ -128,7 +172,12 @@ def test_missing_files_and_no_network_name_the_files_and_a_way_out(tmp_path, mon
     def fail(*args, **kwargs):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nTried ...")
 
-    for module, dataset in ((mnist, "mnist"), (mnist, "fashionmnist"), (cifar, "cifar10"), (cifar, "cifar100")):
+    for module, dataset in (
+        (mnist, "mnist"),
+        (mnist, "fashionmnist"),
+        (cifar, "cifar10"),
+        (cifar, "cifar100"),
+    ):
         monkeypatch.setattr(module, "download_and_extract_archive", fail)
         with pytest.raises(OSError, match="--dataset=digits") as error:
             archs.load(dataset, tmp_path, train=True)
@@ -142,7 +191,14 @@ def test_damaged_idx_files_are_said_to_be(tmp_path):
     write_mnist(folder)
     file = folder / "train-images-idx3-ubyte"
     whole = file.read_bytes()
-    for content in (b"", whole[:10], whole[:-1], whole + b"0", b"\0" * len(whole), gzip.compress(whole)):
+    for content in (
+        b"",
+        whole[:10],
+        whole[:-1],
+        whole + b"0",
+        b"\0" * len(whole),
+        gzip.compress(whole),
+    ):
         file.write_bytes(content)
         with pytest.raises(ValueError, match="MNIST/raw/train-images-idx3-ubyte"):
             archs.load("mnist", tmp_path, train=True)
@@ -156,7 +212,7 @@ def test_files_of_another_dataset_are_refused(wrong, tmp_path):
 
 
 def write_cifar(folder, dataset, n=10):
-    """CIFAR's pickled batches, as torchvision knows them: rows of 1024 red, 1024 green, 1024 blue values."""
+    """Write CIFAR's pickled batches: rows of 1024 red, 1024 green and 1024 blue values."""
     facts, random = archs.facts(dataset), np.random.default_rng(0)
     label = "labels" if dataset == "cifar10" else "fine_labels"
     parts = {}
@@ -165,10 +221,18 @@ def write_cifar(folder, dataset, n=10):
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = random.integers(256, size=(n, 3072), dtype=np.uint8)
         labels = random.integers(facts.CLASSES, size=n).tolist()
-        path.write_bytes(pickle.dumps({"data": rows, label: labels, "filenames": ["x.png"] * n}, protocol=2))
+        path.write_bytes(
+            pickle.dumps({"data": rows, label: labels, "filenames": ["x.png"] * n}, protocol=2)
+        )
         parts[path.name] = (rows, labels)
-    meta = {"label_names" if dataset == "cifar10" else "fine_label_names": [str(i) for i in range(facts.CLASSES)]}
-    (path.parent / ("batches.meta" if dataset == "cifar10" else "meta")).write_bytes(pickle.dumps(meta, protocol=2))
+    meta = {
+        "label_names" if dataset == "cifar10" else "fine_label_names": [
+            str(i) for i in range(facts.CLASSES)
+        ]
+    }
+    (path.parent / ("batches.meta" if dataset == "cifar10" else "meta")).write_bytes(
+        pickle.dumps(meta, protocol=2)
+    )
     return parts
 
 
@@ -201,9 +265,16 @@ def test_cifar_files_of_unknown_content_are_never_unpickled(dataset, tmp_path, m
 
 
 GOOD = {
-    "CHANNELS": "1", "SIZE": "28", "CLASSES": "10", "MEAN": "(0.5,)", "STD": "(0.5,)", "VAL_SIZE": "10", "FILES": "[]",
-    "load": "lambda data_dir, train: (torch.zeros(30, 1, 28, 28, dtype=torch.uint8), torch.zeros(30, dtype=torch.long))",
-}  # fmt: skip
+    "CHANNELS": "1",
+    "SIZE": "28",
+    "CLASSES": "10",
+    "MEAN": "(0.5,)",
+    "STD": "(0.5,)",
+    "VAL_SIZE": "10",
+    "FILES": "[]",
+    "load": "lambda data_dir, train: (torch.zeros(30, 1, 28, 28, dtype=torch.uint8),"
+    " torch.zeros(30, dtype=torch.long))",
+}
 
 
 def write_dataset(folder, name, **changes):
@@ -215,9 +286,15 @@ def write_dataset(folder, name, **changes):
 
 LABELS = "lambda data_dir, train: (torch.zeros(30, 1, 28, 28, dtype=torch.uint8), {})"
 DATASETS = [
-    ({"load": LABELS.format("torch.zeros(30, 1, dtype=torch.long)")}, r"30 images and labels of shape \(30, 1\)"),
+    (
+        {"load": LABELS.format("torch.zeros(30, 1, dtype=torch.long)")},
+        r"30 images and labels of shape \(30, 1\)",
+    ),
     ({"load": LABELS.format("torch.full((30,), 10)")}, r"labels in 10..10, not in 0..9"),
-    ({"load": LABELS.format("torch.zeros(29, dtype=torch.long)")}, r"30 images and labels of shape \(29,\)"),
+    (
+        {"load": LABELS.format("torch.zeros(29, dtype=torch.long)")},
+        r"30 images and labels of shape \(29,\)",
+    ),
     ({"load": None}, "has no load"),
     ({"load": LABELS.replace("uint8", "float32").format("torch.zeros(30)")}, "images of float32"),
     ({"load": LABELS.format("torch.zeros(30)")}, "labels of float32, not integers"),
@@ -254,26 +331,32 @@ def test_a_datasets_mistakes_are_one_line_and_do_no_harm_to_others(own, small_ar
     main.main(small_args(prune_iterations=1, end_iter=1))
 
 
-ARCHITECTURES = [
-    ("from torch import nn\ndef build(channels, size, classes): return nn.Sequential(nn.Flatten(), nn.Linear(784, 3))",
-     r"gives \(2, 3\), not logits of shape \(2, 10\)"),
-    ("from torch import nn\ndef build(channels, size, classes): return nn.Linear(7, 10)",
-     r"cannot be trained on batches of \(2, 1, 28, 28\)"),
-    ("from torch import nn\ndef build(channels, size, classes): return nn.Identity()", "not logits"),
-    ("from torch import nn\ndef build(*_): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False)",
-     "nothing of mine would be pruned"),
-]  # fmt: skip
+NETWORKS = [
+    (
+        "nn.Sequential(nn.Flatten(), nn.Linear(784, 3))",
+        r"returns shape \(2, 3\), not logits of shape \(2, 10\)",
+    ),
+    ("nn.Linear(7, 10)", r"cannot be trained on batches of \(2, 1, 28, 28\)"),
+    ("nn.Identity()", "not logits"),
+    (
+        "nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False)",
+        "nothing of mine would be pruned",
+    ),
+]
 
 
-@pytest.mark.parametrize(("text", "message"), ARCHITECTURES)
-def test_networks_that_do_not_fit_are_one_line(text, message, own, small_args):
+@pytest.mark.parametrize(("network", "message"), NETWORKS)
+def test_networks_that_do_not_fit_are_one_line(network, message, own, small_args):
+    text = f"from torch import nn\ndef build(channels, size, classes): return {network}"
     (own / "common/mine.py").write_text(text)
     with pytest.raises(utils.BadInput, match=message):
         main.main(small_args(arch_type="mine"))
 
 
 def test_a_mistake_in_a_file_of_ones_own_has_a_traceback_to_its_line(own, small_args):
-    (own / "common/mine.py").write_text("from torch import nn\ndef build(*_): return nn.Linear(size, 10)\n")
+    (own / "common/mine.py").write_text(
+        "from torch import nn\ndef build(*_): return nn.Linear(size, 10)\n"
+    )
     with pytest.raises(NameError) as error, utils.one_line_errors("main.py"):
         main.main(small_args(arch_type="mine"))
     last = traceback.extract_tb(error.value.__traceback__)[-1]
@@ -281,7 +364,10 @@ def test_a_mistake_in_a_file_of_ones_own_has_a_traceback_to_its_line(own, small_
 
 
 def test_one_example_is_too_few_for_batch_norm_of_one_pixel(small_args):
-    with pytest.raises(utils.BadInput, match=r"vgg19 cannot be trained on batches of .*more than 1 value per channel"):
+    with pytest.raises(
+        utils.BadInput,
+        match=r"vgg19 cannot be trained on batches of .*more than 1 value per channel",
+    ):
         main.main(small_args(arch_type="vgg19", batch_size=1))
 
 

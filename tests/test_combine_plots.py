@@ -19,13 +19,16 @@ from conftest import command, png_size
 
 
 def write_curve(folder, kind, accuracies, percent=20):
-    utils.write_array(folder / f"{kind}_compression.dat", [100 * (1 - percent / 100) ** i for i in range(len(accuracies))])
+    utils.write_array(
+        folder / f"{kind}_compression.dat",
+        [100 * (1 - percent / 100) ** i for i in range(len(accuracies))],
+    )
     utils.write_array(folder / f"{kind}_bestaccuracy.dat", accuracies)
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The points that combine_plots drew, [(prune type, percent, accuracy), ...], by the figure's file name."""
+    """The points in each figure of accuracy, {file name: [(curve, percent, accuracy), ...]}."""
     found, plot = {}, combine_plots.plot_accuracy
 
     def spy(path, kinds, percents, accuracies, title):
@@ -38,7 +41,9 @@ def drawn(monkeypatch):
 
 def figure_of(save):
     """The figure that a function for utils.write saves."""
-    return next(cell.cell_contents for cell in save.__closure__ if hasattr(cell.cell_contents, "axes"))
+    return next(
+        cell.cell_contents for cell in save.__closure__ if hasattr(cell.cell_contents, "axes")
+    )
 
 
 def combine(folder, *flags):
@@ -53,11 +58,15 @@ def test_everything_with_something_to_draw_is_found(tmp_path, drawn, capsys):
     write_curve(dumps / "fc1/digits/seed5", "reinit", [90, 91], percent=50)
     (dumps / "vgg16/cifar10").mkdir(parents=True)  # begun, no round finished
     combine(tmp_path)
-    assert set(drawn) == {"combined_fc1_mnist.png", "combined_lenet5_cifar10.png", "combined_fc1_digits.png"}
+    assert set(drawn) == {
+        "combined_fc1_mnist.png",
+        "combined_lenet5_cifar10.png",
+        "combined_fc1_digits.png",
+    }
     assert [kind for kind, _, _ in drawn["combined_fc1_mnist.png"]] == ["lt"] * 3 + ["reinit"] * 2
     output = capsys.readouterr().out
-    assert "combined_lenet5_cifar10.png: lt with 1 round (reinit not run yet)" in output
-    assert "combined_fc1_digits.png: reinit with 2 rounds (lt not run yet)" in output
+    assert "combined_lenet5_cifar10.png: lt with 1 round and 1 seed (not run yet: reinit)" in output
+    assert "combined_fc1_digits.png: reinit with 2 rounds and 1 seed (not run yet: lt)" in output
     for name in drawn:
         png_size(tmp_path / "plots/lt/combined_plots" / name)
 
@@ -66,7 +75,9 @@ def test_everything_with_something_to_draw_is_found(tmp_path, drawn, capsys):
     assert set(drawn) == {"combined_fc1_mnist.png"}
 
 
-def test_several_seeds_of_different_length_give_mean_and_range(tmp_path, drawn, capsys, monkeypatch):
+def test_several_seeds_of_different_length_give_mean_and_range(
+    tmp_path, drawn, capsys, monkeypatch
+):
     dumps, figures = tmp_path / "dumps/lt/fc1/mnist", []
     write_curve(dumps, "lt", [97, 98, 96])
     write_curve(dumps / "seed1", "lt", [95, 99])
@@ -79,7 +90,9 @@ def test_several_seeds_of_different_length_give_mean_and_range(tmp_path, drawn, 
     monkeypatch.setattr(utils, "write", look)
     combine(tmp_path)
     (((x, y), band), scale) = figures
-    assert sorted(zip(x, y, strict=True)) == [pytest.approx(point) for point in [(64, 96), (80, 98.5), (100, 96)]]
+    assert sorted(zip(x, y, strict=True)) == [
+        pytest.approx(point) for point in [(64, 96), (80, 98.5), (100, 96)]
+    ]
     assert (band[:, 1].min(), band[:, 1].max()) == (95, 99)
     assert scale == ("log", True)
     assert "lt with 2 to 3 rounds and 2 seeds" in capsys.readouterr().out
@@ -93,7 +106,9 @@ def test_damaged_arrays_are_left_out_and_said(tmp_path, drawn, capsys):
     write_curve(dumps, "reinit", [97, 98, 99])
     utils.write_array(dumps / "reinit_bestaccuracy.dat", [97, 98])  # between two writes
     combine(tmp_path)
-    assert drawn["combined_fc1_mnist.png"] == [(kind, x, y) for kind in ("lt", "reinit") for x, y in ((100, 97), (80, 98))]
+    assert drawn["combined_fc1_mnist.png"] == [
+        (kind, x, y) for kind in ("lt", "reinit") for x, y in ((100, 97), (80, 98))
+    ]
     error = capsys.readouterr().err
     assert [line for line in error.splitlines() if "left out" in line] == [
         line for line in error.splitlines() if "seed1" in line
@@ -111,7 +126,8 @@ def test_nothing_to_draw_is_one_line_that_says_what_was_looked_for(tmp_path):
 # The paper's figures
 
 
-EARLY = {  # prune type: its trials, each early-stopping iterations, accuracies there, accuracies at the end
+# For each prune type, its trials: early-stopping iterations, accuracies then, and at the end.
+EARLY = {
     "lt": [([500, 300], [97, 98], [97.5, 98.5]), ([700, 500], [96, 97], [96.5, 97.5])],
     "random": [([600, 900], [95, 94], [96, 95])],
 }
@@ -124,7 +140,11 @@ def experiment(tmp_path):
         for seed, (iterations, there, end) in enumerate(trials):
             folder = tmp_path / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
             write_curve(folder, kind, [value + 1 for value in end])
-            for name, values in (("earlystop", iterations), ("earlystopaccuracy", there), ("finalaccuracy", end)):
+            for name, values in (
+                ("earlystop", iterations),
+                ("earlystopaccuracy", there),
+                ("finalaccuracy", end),
+            ):
                 utils.write_array(folder / f"{kind}_{name}.dat", values)
             rows = [
                 {
@@ -137,7 +157,9 @@ def experiment(tmp_path):
                 for r in range(2)
                 for i in (100, 200, 300, 400)
             ]
-            (folder / f"{kind}_log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"round": 1, "ite')
+            (folder / f"{kind}_log.jsonl").write_text(
+                "".join(f"{json.dumps(row)}\n" for row in rows) + '{"round": 1, "ite'
+            )
     return tmp_path
 
 
@@ -152,7 +174,9 @@ def figures(monkeypatch):
                 {
                     "label": axes.get_ylabel().replace("\n", " "),
                     "lines": [
-                        tuple(map(list, line.get_data())) for line in axes.lines if line.get_label().startswith("_child")
+                        tuple(map(list, line.get_data()))
+                        for line in axes.lines
+                        if line.get_label().startswith("_child")
                     ],
                     "bars": [segment for bars in axes.collections for segment in segments(bars)],
                     "x": (axes.get_xscale(), axes.xaxis_inverted()),
@@ -180,8 +204,10 @@ def test_early_stopping_is_drawn_as_in_the_papers_figure_4(experiment, figures):
     combine(experiment)
     panels = figures["earlystop_fc1_mnist.png"]
     assert [panel["label"] for panel in panels] == [
-        "early-stopping iteration", "accuracy there (%)", "accuracy at the end (%)",
-    ]  # fmt: skip
+        "early-stopping iteration",
+        "accuracy at early stopping (%)",
+        "accuracy at the end (%)",
+    ]
     assert panels[0]["legend"] == ["lt", "random"]
     expected = ([(400, 600), (97.5, 96.5), (98, 97)], [(900, 600), (94, 95), (95, 96)])
     for index, panel in enumerate(panels):
@@ -191,7 +217,9 @@ def test_early_stopping_is_drawn_as_in_the_papers_figure_4(experiment, figures):
             assert x == pytest.approx([80, 100])
             assert y == pytest.approx(values[index])
         low, high = sorted(trial[index][0] for trial in EARLY["lt"])
-        assert any(bar == [pytest.approx([100, low]), pytest.approx([100, high])] for bar in panel["bars"])
+        assert any(
+            bar == [pytest.approx([100, low]), pytest.approx([100, high])] for bar in panel["bars"]
+        )
 
 
 def test_training_is_drawn_for_the_rounds_asked_for_as_in_figure_3(experiment, figures):
@@ -205,7 +233,9 @@ def test_training_is_drawn_for_the_rounds_asked_for_as_in_figure_3(experiment, f
     assert y == pytest.approx([91.75, 92, 92.25, 92.5])
     assert random["lines"][0][1] == pytest.approx([91.25, 91.5, 91.75, 92])
     combine(experiment)
-    assert figures["training_fc1_mnist.png"][0]["legend"] == ["100"], "rounds 0, 3, 7 and 15, as far as they are there"
+    assert figures["training_fc1_mnist.png"][0]["legend"] == ["100"], (
+        "rounds 0, 3, 7 and 15, as far as they are there"
+    )
     combine(experiment, "--rounds=0,1")
     assert figures["training_fc1_mnist.png"][0]["legend"] == ["100", "80"]
     figures.clear()
@@ -217,7 +247,13 @@ def test_a_long_round_is_drawn_by_its_means_over_fiftieths(tmp_path, figures):
     folder = tmp_path / "dumps/lt/fc1/mnist"
     write_curve(folder, "lt", [97])
     rows = [
-        {"round": 0, "epoch": 1, "iteration": i, "weights_remaining": 100.0, "test_accuracy": 90 + i % 20}
+        {
+            "round": 0,
+            "epoch": 1,
+            "iteration": i,
+            "weights_remaining": 100.0,
+            "test_accuracy": 90 + i % 20,
+        }
         for i in range(10, 5001, 10)
     ]
     (folder / "lt_log.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -230,25 +266,45 @@ def test_a_long_round_is_drawn_by_its_means_over_fiftieths(tmp_path, figures):
 def test_the_table_has_mean_and_range_and_goes_into_a_file(experiment, capsys, tmp_path):
     combine(experiment, f"--csv={tmp_path / 'new/table.csv'}")
     output = " ".join(capsys.readouterr().out.split())
-    assert "98.00 (97.50 to 98.50) 600 (500 to 700) 96.50 (96.00 to 97.00) 97.00 (96.50 to 97.50) lt 1 80.00 2 99" in output
+    first = "98.00 (97.50 to 98.50) 600 (500 to 700) 96.50 (96.00 to 97.00) 97.00 (96.50 to 97.50)"
+    assert f"{first} lt 1 80.00 2 99" in output
     with (tmp_path / "new/table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["prune_type"], row["round"], row["trials"]) for row in rows] == [
-        ("lt", "0", "2"), ("lt", "1", "2"), ("random", "0", "1"), ("random", "1", "1"),
-    ]  # fmt: skip
-    first = {name: float(rows[0][name]) for name in rows[0] if name not in ("arch_type", "dataset", "prune_type", "curve")}
+        ("lt", "0", "2"),
+        ("lt", "1", "2"),
+        ("random", "0", "1"),
+        ("random", "1", "1"),
+    ]
+    first = {
+        name: float(rows[0][name])
+        for name in rows[0]
+        if name not in ("arch_type", "dataset", "prune_type", "curve")
+    }
     assert first == pytest.approx(
         {
-            "round": 0, "trials": 2, "weights_remaining": 100,
-            "bestaccuracy": 98, "bestaccuracy_min": 97.5, "bestaccuracy_max": 98.5,
-            "earlystop": 600, "earlystop_min": 500, "earlystop_max": 700,
-            "earlystopaccuracy": 96.5, "earlystopaccuracy_min": 96, "earlystopaccuracy_max": 97,
-            "finalaccuracy": 97, "finalaccuracy_min": 96.5, "finalaccuracy_max": 97.5,
+            "round": 0,
+            "trials": 2,
+            "weights_remaining": 100,
+            "bestaccuracy": 98,
+            "bestaccuracy_min": 97.5,
+            "bestaccuracy_max": 98.5,
+            "earlystop": 600,
+            "earlystop_min": 500,
+            "earlystop_max": 700,
+            "earlystopaccuracy": 96.5,
+            "earlystopaccuracy_min": 96,
+            "earlystopaccuracy_max": 97,
+            "finalaccuracy": 97,
+            "finalaccuracy_min": 96.5,
+            "finalaccuracy_max": 97.5,
         }
-    )  # fmt: skip
+    )
 
 
-def test_results_without_early_stopping_have_their_accuracies_drawn_alone(tmp_path, figures, capsys):
+def test_results_without_early_stopping_have_their_accuracies_drawn_alone(
+    tmp_path, figures, capsys
+):
     write_curve(tmp_path / "dumps/lt/fc1/mnist", "lt", [97, 98])
     combine(tmp_path)
     assert set(figures) == {"combined_fc1_mnist.png"}
@@ -276,7 +332,7 @@ def test_a_table_that_cannot_be_written_is_one_line(experiment):
 
 
 def test_a_rounds_figure_has_its_losses_above_its_accuracies(small_args, figures):
-    """Losses by epoch, from their array, and all accuracies, from the log; the last epoch here is cut short."""
+    """Losses come from the array, accuracies from the log. The last epoch is incomplete."""
     args = small_args(max_iter=50, eval_iter=15, prune_iterations=2)
     main.main(args)
     for round_ in range(2):
@@ -284,9 +340,13 @@ def test_a_rounds_figure_has_its_losses_above_its_accuracies(small_args, figures
         assert (above["label"], below["label"]) == ("training loss", "test accuracy (%)")
         losses = np.load(utils.Files(args).array(f"all_loss_{round_}")).tolist()
         assert above["lines"] == [([1, 2, 2.5], losses)]
-        rows = [row for row in map(json.loads, utils.Files(args).log.open()) if row["round"] == round_]
+        rows = [
+            row for row in map(json.loads, utils.Files(args).log.open()) if row["round"] == round_
+        ]
         assert [row["iteration"] for row in rows] == [15, 20, 30, 40, 45, 50]
-        assert below["lines"] == [([row["iteration"] / 20 for row in rows], [row["test_accuracy"] for row in rows])]
+        assert below["lines"] == [
+            ([row["iteration"] / 20 for row in rows], [row["test_accuracy"] for row in rows])
+        ]
     (panel,) = figures["lt_AccuracyVsWeights.png"]
     ((x, y),) = panel["lines"]
     assert x == pytest.approx([80, 100])
@@ -299,7 +359,9 @@ def test_a_round_is_drawn_once_by_what_is_on_the_disk(small_args, figures):
     found = utils.Files(args)
     figures.clear()
     combine_plots.draw_run(found)
-    assert set(figures) == {"lt_AccuracyVsWeights.png"}, "which a kill may have left without the last round"
+    assert set(figures) == {"lt_AccuracyVsWeights.png"}, (
+        "which a kill may have left without the last round"
+    )
     utils.write_array(found.array("all_loss_1"), [7.0, 8.0])
     found.figure("LossVsAccuracy_1").unlink()
     combine_plots.draw_run(found)
@@ -319,53 +381,87 @@ def test_a_single_epoch_can_be_seen(tmp_path):
 
 
 def record(folder, kind, **settings):
-    defaults = {"end_iter": 100, "lr": 1.2e-3, "masks_from": None, "rewind_iter": 0, "prune_iterations": 35}
+    defaults = {
+        "end_iter": 100,
+        "lr": 1.2e-3,
+        "masks_from": None,
+        "rewind_iter": 0,
+        "prune_iterations": 35,
+    }
     content = {"settings": defaults | settings, "defaults": defaults | {"momentum": 0.9}}
     (folder / f"{kind}_settings.json").write_text(json.dumps(content))
 
 
 def test_seeds_of_different_settings_are_never_averaged(tmp_path, figures, capsys):
     dumps = tmp_path / "dumps/lt/fc1/mnist"
-    for name, accuracy, settings in (("", 46, {"end_iter": 1}), ("seed1", 86, {"end_iter": 5}), ("seed2", 88, {"end_iter": 5})):
+    for name, accuracy, settings in (
+        ("", 46, {"end_iter": 1}),
+        ("seed1", 86, {"end_iter": 5}),
+        ("seed2", 88, {"end_iter": 5}),
+    ):
         write_curve(dumps / name, "lt", [accuracy])
         record(dumps / name, "lt", **settings)
     combine(tmp_path, f"--csv={tmp_path / 'table.csv'}")
     output, error = capsys.readouterr()
-    assert "lt, end_iter=1 with 1 round; lt, end_iter=5 with 1 round and 2 seeds" in output
+    assert (
+        "lt, end_iter=1 with 1 round and 1 seed; lt, end_iter=5 with 1 round and 2 seeds" in output
+    )
     assert error.count("\n") == 1
-    assert "runs of different settings, not averaged: lt, end_iter=1; lt, end_iter=5" in error
+    assert (
+        "runs with different settings, which are not averaged: lt, end_iter=1; lt, end_iter=5"
+        in error
+    )
     (panel,) = figures["combined_fc1_mnist.png"]
     assert sorted(y for _, y in panel["lines"] if y) == [[46], [87]]
     assert panel["legend"] == ["lt, end_iter=1", "lt, end_iter=5"]
     with (tmp_path / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["prune_type"], row["curve"], row["trials"], float(row["bestaccuracy"])) for row in rows] == [
-        ("lt", "lt, end_iter=1", "1", 46), ("lt", "lt, end_iter=5", "2", 87),
-    ]  # fmt: skip
+    columns = ("prune_type", "curve", "trials")
+    assert [[row[name] for name in columns] for row in rows] == [
+        ["lt", "lt, end_iter=1", "1"],
+        ["lt", "lt, end_iter=5", "2"],
+    ]
+    assert [float(row["bestaccuracy"]) for row in rows] == [46, 87]
 
 
-def test_prune_types_of_different_settings_are_named_by_them_and_controls_are_not(tmp_path, drawn, capsys):
+def test_prune_types_of_different_settings_are_named_by_them_and_controls_are_not(
+    tmp_path, drawn, capsys
+):
     dumps = tmp_path / "dumps/lt/fc1/mnist"
-    for kind, settings in (("lt", {"rewind_iter": 500}), ("reinit", {"masks_from": "lt"}), ("random", {"lr": 0.1})):
+    for kind, settings in (
+        ("lt", {"rewind_iter": 500}),
+        ("reinit", {"masks_from": "lt"}),
+        ("random", {"lr": 0.1}),
+    ):
         write_curve(dumps, kind, [97])
         record(dumps, kind, **settings)
     combine(tmp_path)
     names = [name for name, _, _ in drawn["combined_fc1_mnist.png"]]
     assert names == ["lt, lr=0.0012", "reinit, lr=0.0012", "random, lr=0.1"]
-    assert "not averaged: lt, lr=0.0012; reinit, lr=0.0012; random, lr=0.1\n" in capsys.readouterr().err
+    assert "averaged: lt, lr=0.0012; reinit, lr=0.0012; random, lr=0.1\n" in capsys.readouterr().err
 
 
-def test_what_may_change_within_a_run_makes_no_other_curve_and_a_new_setting_counts_as_its_default(tmp_path, drawn, capsys):
+def test_what_may_change_within_a_run_makes_no_other_curve_and_a_new_setting_counts_as_its_default(
+    tmp_path, drawn, capsys
+):
     dumps = tmp_path / "dumps/lt/fc1/mnist"
-    for seed, settings in ((0, {"prune_iterations": 2}), (1, {"momentum": 0.9}), (2, {"momentum": 0.5})):
+    for seed, settings in (
+        (0, {"prune_iterations": 2}),
+        (1, {"momentum": 0.9}),
+        (2, {"momentum": 0.5}),
+    ):
         folder = dumps / (f"seed{seed}" if seed else "")
         write_curve(folder, "lt", [97])
         record(folder, "lt", **settings)
     combine(tmp_path)
-    assert [name for name, _, _ in drawn["combined_fc1_mnist.png"]] == ["lt, momentum=0.9"] * 2 + ["lt, momentum=0.5"]
+    assert [name for name, _, _ in drawn["combined_fc1_mnist.png"]] == ["lt, momentum=0.9"] * 2 + [
+        "lt, momentum=0.5"
+    ]
 
 
-def test_a_network_that_was_edited_between_seeds_is_another_curve(tmp_path, small_args, drawn, monkeypatch):
+def test_a_network_that_was_edited_between_seeds_is_another_curve(
+    tmp_path, small_args, drawn, monkeypatch
+):
     for seed, activation in enumerate((nn.ReLU, nn.Tanh)):
         net = partial(nn.Sequential, nn.Flatten(), nn.Linear(784, 10), activation())
         monkeypatch.setattr(archs, "build", lambda *_, net=net: net())
@@ -393,16 +489,30 @@ def write_log(folder, rows):
 
 
 def test_a_row_that_is_not_finite_is_left_out(tmp_path, figures):
-    row = {"round": 0, "epoch": 1, "iteration": 1, "weights_remaining": 100.0, "test_accuracy": 90.0}
-    write_log(tmp_path / "dumps/lt/fc1/mnist", [row, row | {"iteration": math.nan}, row | {"test_accuracy": math.inf}])
+    row = {
+        "round": 0,
+        "epoch": 1,
+        "iteration": 1,
+        "weights_remaining": 100.0,
+        "test_accuracy": 90.0,
+    }
+    write_log(
+        tmp_path / "dumps/lt/fc1/mnist",
+        [row, row | {"iteration": math.nan}, row | {"test_accuracy": math.inf}],
+    )
     combine(tmp_path)
     (panel,) = figures["training_fc1_mnist.png"]
     assert panel["lines"][0][1] == [90]
 
 
-def test_one_evaluation_a_round_can_be_seen_and_rounds_that_look_alike_are_two_curves(tmp_path, figures):
-    rows = [{"round": r, "epoch": 1, "iteration": 100, "weights_remaining": w, "test_accuracy": 90.0 + r}
-            for r, w in ((0, 0.05121), (1, 0.05118), (3, 0.04))]  # fmt: skip
+def test_one_evaluation_a_round_can_be_seen_and_rounds_that_look_alike_are_two_curves(
+    tmp_path, figures
+):
+    row = {"epoch": 1, "iteration": 100}
+    rows = [
+        row | {"round": r, "weights_remaining": remaining, "test_accuracy": 90.0 + r}
+        for r, remaining in ((0, 0.05121), (1, 0.05118), (3, 0.04))
+    ]
     write_log(tmp_path / "dumps/lt/fc1/mnist", rows)
     combine(tmp_path, "--rounds=0,1,3")
     (panel,) = figures["training_fc1_mnist.png"]
@@ -414,7 +524,13 @@ def test_one_evaluation_a_round_can_be_seen_and_rounds_that_look_alike_are_two_c
 def test_a_round_of_different_percentages_is_not_given_their_mean(tmp_path, figures):
     for seed, remaining in enumerate((80.0, 50.0)):
         folder = tmp_path / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
-        row = {"round": 1, "epoch": 1, "iteration": 100, "weights_remaining": remaining, "test_accuracy": 90.0}
+        row = {
+            "round": 1,
+            "epoch": 1,
+            "iteration": 100,
+            "weights_remaining": remaining,
+            "test_accuracy": 90.0,
+        }
         write_log(folder, [row | {"round": 0, "weights_remaining": 100.0}, row])
         record(folder, "lt", prune_percent=100 - remaining)
     combine(tmp_path, "--rounds=0,1")
@@ -438,7 +554,9 @@ def test_networks_pruned_away_leave_no_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "[]", '{"settings": '])
-def test_settings_that_cannot_be_read_are_taken_to_be_the_same_and_that_is_said(content, tmp_path, drawn, capsys):
+def test_settings_that_cannot_be_read_are_taken_to_be_the_same_and_that_is_said(
+    content, tmp_path, drawn, capsys
+):
     dumps = tmp_path / "dumps/lt/fc1/mnist"
     for name in ("", "seed1", "seed2"):
         write_curve(dumps / name, "lt", [97])
@@ -449,5 +567,5 @@ def test_settings_that_cannot_be_read_are_taken_to_be_the_same_and_that_is_said(
     names = [name for name, _, _ in drawn["combined_fc1_mnist.png"]]
     assert names == ["lt", "lt, settings not known", "lt, settings not known"]
     error = capsys.readouterr().err
-    assert "taken to have the same settings" in error
+    assert "treated as runs with equal settings" in error
     assert "seed2" in error

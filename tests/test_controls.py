@@ -1,4 +1,4 @@
-"""The paper's controls and recipes: random masks, masks of another run, rates by layer, rewinding, resolution, augmentation."""
+"""The paper's controls and recipes: random masks, masks of another run, layer rates, rewinding."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from torch import nn
 import archs
 import main
 import utils
-from conftest import small_data, small_network, train_plainly
+from conftest import small_data, small_network, train_plainly, trial_data
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -30,16 +30,25 @@ def rows(args):
 def arrays(args):
     """The run's arrays without the prune type in their names."""
     folder = utils.Files(args).dumps
-    return {path.name.partition("_")[2]: path.read_bytes() for path in folder.glob(f"{args.prune_type}_*.dat")}
+    return {
+        path.name.partition("_")[2]: path.read_bytes()
+        for path in folder.glob(f"{args.prune_type}_*.dat")
+    }
 
 
 # Random masks
 
 
-@pytest.mark.parametrize("more", [{}, {"prune_scope": "global"}, {"prune_scope": "global", "masks_from": "lt"}])
-def test_random_masks_have_the_sizes_of_magnitude_pruning_and_the_original_weights(more, small_args, starts):
+@pytest.mark.parametrize(
+    "more", [{}, {"prune_scope": "global"}, {"prune_scope": "global", "masks_from": "lt"}]
+)
+def test_random_masks_have_the_sizes_of_magnitude_pruning_and_the_original_weights(
+    more, small_args, starts
+):
     if more.get("masks_from"):
-        main.main(small_args(prune_scope="global"))  # whose sizes differ from those of the percentage
+        main.main(
+            small_args(prune_scope="global")
+        )  # whose sizes differ from those of the percentage
         expected = [{name: int(mask.sum()) for name, mask in masks.items()} for _, masks in starts]
         starts.clear()
     args = small_args(prune_type="random", **more)
@@ -49,9 +58,13 @@ def test_random_masks_have_the_sizes_of_magnitude_pruning_and_the_original_weigh
         (_, before), (state, masks) = starts[round_ - 1 : round_ + 1]
         if "masks_from" not in more:
             final = ticket(args, round_ - 1)["final"]
-            magnitude = main.prune({name: final[name] for name in masks}, before, 20, args.prune_scope)
+            magnitude = main.prune(
+                {name: final[name] for name in masks}, before, 20, args.prune_scope
+            )
             expected = {round_: {name: int(mask.sum()) for name, mask in magnitude.items()}}
-            assert all((magnitude[name] ^ masks[name]).double().mean() > 0.05 for name in masks), "the smallest went"
+            assert all((magnitude[name] ^ masks[name]).double().mean() > 0.05 for name in masks), (
+                "the smallest went"
+            )
         for name, mask in masks.items():
             assert int(mask.sum()) == expected[round_][name]
             assert not (mask & ~before[name]).any(), "a pruned weight was revived"
@@ -73,7 +86,9 @@ def test_random_masks_follow_from_the_seed_and_take_every_survivor_alike(small_a
         assert not (drawn[-1] & ~masks["weight"]).any()
     assert torch.equal(drawn[0], drawn[1])
     share = torch.stack(drawn[1:]).double().mean(0)[masks["weight"]]
-    assert abs(share - 300 / int(masks["weight"].sum())).max() < 0.2  # five standard deviations of 200 draws
+    assert (
+        abs(share - 300 / int(masks["weight"].sum())).max() < 0.2
+    )  # five standard deviations of 200 draws
     assert not torch.equal(drawn[1], drawn[2])
 
 
@@ -92,16 +107,22 @@ def test_reinit_with_lts_masks_draws_new_weights_for_lts_tickets(small_args, sta
             assert torch.equal(mask, same[name])
             assert torch.equal(ticket(reinit, round_)["masks"][name], mask)
             assert (round_ == 0) == torch.equal(state[name], winning[name])
-            assert torch.equal(state[name], main.new_model(reinit, round_).state_dict()[name] * mask)
+            assert torch.equal(
+                state[name], main.new_model(reinit, round_).state_dict()[name] * mask
+            )
     assert arrays(lt)["compression.dat"] == arrays(reinit)["compression.dat"]
     assert arrays(lt)["all_loss_0.dat"] == arrays(reinit)["all_loss_0.dat"]
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.01}, {"prune_percent": 30}, {"prune_percent_output": 5}])
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.01}, {"prune_percent": 30}, {"prune_percent_output": 5}]
+)
 def test_masks_of_a_run_with_other_settings_are_refused(change, small_args):
     main.main(small_args(end_iter=1))
     (name,) = change
-    with pytest.raises(utils.BadInput, match=rf"0_model_lt.pth.tar was made with .* for --{name}"):
+    with pytest.raises(
+        utils.BadInput, match=rf"0_model_lt.pth.tar was made with --{name}=.*, not "
+    ):
         main.main(small_args(prune_type="reinit", masks_from="lt", end_iter=1, **change))
 
 
@@ -112,7 +133,10 @@ def test_masks_that_are_not_there_say_what_to_run_first(rounds, small_args, monk
     monkeypatch.setattr(main, "train", None)
     for kind in ("reinit", "random"):
         args = small_args(prune_type=kind, masks_from="lt")
-        with pytest.raises(utils.BadInput, match=rf"/{2 if rounds else 0}_model_lt.pth.tar is missing.*--prune_type=lt"):
+        with pytest.raises(
+            utils.BadInput,
+            match=rf"/{2 if rounds else 0}_model_lt.pth.tar is missing.*--prune_type=lt",
+        ):
             main.main(args)
         assert not (utils.Files(args).saves / f"checkpoint_{kind}.pth.tar").exists()
 
@@ -138,12 +162,29 @@ def test_masks_that_cannot_be_used_are_one_line_before_any_training(harm, small_
 # Rates by layer
 
 PAPER = [  # network, flags, prunings, percent of the weights remaining in the paper
-    ("fc1", ["--prune_percent=20", "--prune_percent_output=10"], {3: 51.28, 7: 21.07, 9: 13.52, 15: 3.58, 16: 2.87}),
-    ("conv2", ["--prune_percent=20", "--prune_percent_conv=10", "--prune_percent_output=10"], {11: 8.81, 14: 4.57}),
-    ("conv4", ["--prune_percent=20", "--prune_percent_conv=10", "--prune_percent_output=10"], {11: 11.06, 12: 9.18}),
+    (
+        "fc1",
+        ["--prune_percent=20", "--prune_percent_output=10"],
+        {3: 51.28, 7: 21.07, 9: 13.52, 15: 3.58, 16: 2.87},
+    ),
+    (
+        "conv2",
+        ["--prune_percent=20", "--prune_percent_conv=10", "--prune_percent_output=10"],
+        {11: 8.81, 14: 4.57},
+    ),
+    (
+        "conv4",
+        ["--prune_percent=20", "--prune_percent_conv=10", "--prune_percent_output=10"],
+        {11: 11.06, 12: 9.18},
+    ),
     (
         "resnet20",
-        ["--prune_scope=global", "--prune_percent=20", "--prune_percent_output=0", "--prune_percent_downsample=0"],
+        [
+            "--prune_scope=global",
+            "--prune_percent=20",
+            "--prune_percent_output=0",
+            "--prune_percent_downsample=0",
+        ],
         {2: 64.4, 4: 41.7, 6: 27.1, 8: 17.8, 10: 11.8},
     ),
 ]
@@ -156,7 +197,12 @@ def test_the_papers_rates_give_the_papers_percentages(arch_type, flags, expected
     model = archs.build(dataset, arch_type)
     masks = main.new_state(args, model).masks
     for prunings in range(1, max(expected) + 1):
-        masks = main.prune(main.prunable(model), masks, main.percents(args, model), args.prune_scope)
+        masks = main.prune(
+            main.prunable(model),
+            masks,
+            main.layer_percents(args, model, main.output_layer(args, model)),
+            args.prune_scope,
+        )
         if prunings in expected:
             digits = 1 if arch_type == "resnet20" else 2
             assert round(utils.density(masks.values()), digits) == expected[prunings]
@@ -164,16 +210,28 @@ def test_the_papers_rates_give_the_papers_percentages(arch_type, flags, expected
 
 @pytest.mark.parametrize("arch_type", archs.architectures())
 def test_each_kind_of_layer_has_its_rate(arch_type):
-    flags = ["--prune_percent=20", "--prune_percent_conv=15", "--prune_percent_downsample=5", "--prune_percent_output=0"]
+    flags = [
+        "--prune_percent=20",
+        "--prune_percent_conv=15",
+        "--prune_percent_downsample=5",
+        "--prune_percent_output=0",
+    ]
     args = main.parse_args([f"--arch_type={arch_type}", "--dataset=cifar10", *flags])
     model = archs.build("cifar10", arch_type)
-    modules, found = dict(model.named_modules()), main.percents(args, model)
+    modules, found = (
+        dict(model.named_modules()),
+        main.layer_percents(args, model, main.output_layer(args, model)),
+    )
     *others, output = found
     assert modules[output.removesuffix(".weight")].out_features == 10
     assert found[output] == 0
     for name in others:
         layer = modules[name.removesuffix(".weight")]
-        shortcut = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and arch_type.startswith("resnet")
+        shortcut = (
+            isinstance(layer, nn.Conv2d)
+            and layer.kernel_size == (1, 1)
+            and arch_type.startswith("resnet")
+        )
         assert found[name] == (20 if isinstance(layer, nn.Linear) else 5 if shortcut else 15)
     shortcuts = [name for name in others if found[name] == 5]
     assert len(shortcuts) == {"resnet18": 3, "resnet20": 2}.get(arch_type, 0)
@@ -183,16 +241,26 @@ def test_each_kind_of_layer_has_its_rate(arch_type):
 def test_a_network_of_which_nothing_would_be_pruned_is_refused(scope, small_args, monkeypatch):
     monkeypatch.setattr(main, "train", None)
     monkeypatch.setattr(main, "load_data", lambda *_: None)
-    args = small_args(arch_type="resnet20", prune_scope=scope, prune_percent_conv=0, prune_percent_output=0)
+    args = small_args(
+        arch_type="resnet20", prune_scope=scope, prune_percent_conv=0, prune_percent_output=0
+    )
     with pytest.raises(utils.BadInput, match="nothing of resnet20 would be pruned"):
         main.main(args)
 
 
 def test_rates_that_are_not_given_are_those_above_them():
     args = main.parse_args(["--prune_percent=30"])
-    assert (args.prune_percent_conv, args.prune_percent_downsample, args.prune_percent_output) == (30, 30, 30)
+    assert (args.prune_percent_conv, args.prune_percent_downsample, args.prune_percent_output) == (
+        30,
+        30,
+        30,
+    )
     args = main.parse_args(["--prune_percent=30", "--prune_percent_conv=0"])
-    assert (args.prune_percent_conv, args.prune_percent_downsample, args.prune_percent_output) == (0, 0, 30)
+    assert (args.prune_percent_conv, args.prune_percent_downsample, args.prune_percent_output) == (
+        0,
+        0,
+        30,
+    )
 
 
 def test_a_run_leaves_the_layers_at_0_percent_dense(small_args):
@@ -204,8 +272,13 @@ def test_a_run_leaves_the_layers_at_0_percent_dense(small_args):
     left = total - round(0.2 * total)
     kept = sum(int(mask.sum()) for mask in masks.values())
     assert ticket(args, 2)["weights_remaining"] == pytest.approx(100 * kept / 266_200, abs=1e-9)
-    assert np.load(utils.Files(args).dumps / "lt_compression.dat")[2] == ticket(args, 2)["weights_remaining"]
-    assert sum(int(mask.sum()) for name, mask in masks.items() if name != "5.weight") == left - round(0.2 * left)
+    assert (
+        np.load(utils.Files(args).dumps / "lt_compression.dat")[2]
+        == ticket(args, 2)["weights_remaining"]
+    )
+    assert sum(
+        int(mask.sum()) for name, mask in masks.items() if name != "5.weight"
+    ) == left - round(0.2 * left)
 
 
 @pytest.mark.parametrize(
@@ -218,13 +291,22 @@ def test_a_run_leaves_the_layers_at_0_percent_dense(small_args):
         ("vgg19", 20_018_880, 20_024_000),  # 20.0M
     ],
 )
-def test_the_papers_networks_have_the_papers_number_of_weights(arch_type, convolutions, all_weights):
+def test_the_papers_networks_have_the_papers_number_of_weights(
+    arch_type, convolutions, all_weights
+):
     model = archs.build("cifar10", arch_type)
     weights = main.prunable(model).values()
     assert sum(weight.numel() for weight in weights if weight.dim() == 4) == convolutions
     assert sum(weight.numel() for weight in weights) == all_weights
     if arch_type == "resnet20":
-        assert sum(tensor.numel() for name, tensor in model.state_dict().items() if "num_batches" not in name) == 274_042
+        assert (
+            sum(
+                tensor.numel()
+                for name, tensor in model.state_dict().items()
+                if "num_batches" not in name
+            )
+            == 274_042
+        )
 
 
 # Rewinding
@@ -232,19 +314,27 @@ def test_the_papers_networks_have_the_papers_number_of_weights(arch_type, convol
 
 @pytest.mark.parametrize("kind", ["lt", "random"])
 @pytest.mark.parametrize("rewind_iter", [7, 20, 33])
-def test_rewinding_resets_to_the_state_after_k_iterations_of_round_0(kind, rewind_iter, small_args, starts, monkeypatch):
+def test_rewinding_resets_to_the_state_after_k_iterations_of_round_0(
+    kind, rewind_iter, small_args, starts, monkeypatch
+):
     monkeypatch.setattr(archs, "build", small_network)
     args = small_args(rewind_iter=rewind_iter, prune_type=kind)
     main.main(args)
     # The same as a run of its own of so many iterations, batch norm's statistics included.
-    short = small_args(max_iter=rewind_iter, prune_iterations=1, output_dir=f"{args.output_dir}/short")
+    short = small_args(
+        max_iter=rewind_iter, prune_iterations=1, output_dir=f"{args.output_dir}/short"
+    )
     main.main(short)
     rewound = ticket(short, 0, "lt")["final"]
     assert len(starts) == 4
     for state, masks in starts[1:3]:
         for name, tensor in state.items():
-            assert torch.equal(tensor, rewound[name] * masks[name] if name in masks else rewound[name]), name
-    saved = torch.load(utils.Files(args).saves / f"initial_state_dict_{kind}.pth.tar", weights_only=True)
+            assert torch.equal(
+                tensor, rewound[name] * masks[name] if name in masks else rewound[name]
+            ), name
+    saved = torch.load(
+        utils.Files(args).saves / f"initial_state_dict_{kind}.pth.tar", weights_only=True
+    )
     assert all(torch.equal(saved[name], rewound[name]) for name in rewound)
 
 
@@ -253,11 +343,16 @@ def test_rewound_rounds_go_on_from_k(small_args, starts):
     args = small_args(rewind_iter=33, end_iter=3, lr_milestones="40")
     main.main(args)
     assert [(row["round"], row["iteration"]) for row in rows(args)] == [
-        (0, 20), (0, 40), (0, 60), (1, 40), (1, 60), (2, 40), (2, 60),
-    ]  # fmt: skip
+        *((0, iteration) for iteration in (20, 40, 60)),
+        *((round_, iteration) for round_ in (1, 2) for iteration in (40, 60)),
+    ]
     losses = [np.load(utils.Files(args).dumps / f"lt_all_loss_{round_}.dat") for round_ in range(3)]
-    assert [np.isnan(loss).tolist() for loss in losses] == [[False] * 3, [True, False, False], [True, False, False]]
-    data, last = main.load_data(args, torch.device("cpu")), 33
+    assert [np.isnan(loss).tolist() for loss in losses] == [
+        [False] * 3,
+        [True, False, False],
+        [True, False, False],
+    ]
+    data, last = trial_data(args), 33
     for round_, (state, masks) in list(enumerate(starts))[1:]:
         model, seen = train_plainly(
             args,
@@ -285,10 +380,21 @@ def test_rewinding_to_0_is_no_rewinding(small_args, tmp_path):
 
 
 def test_evaluations_every_n_iterations_come_on_top_and_change_nothing_else(small_args, tmp_path):
-    plain, fine = small_args(prune_iterations=2), small_args(prune_iterations=2, eval_iter=7, output_dir=tmp_path / "fine")
+    plain, fine = (
+        small_args(prune_iterations=2),
+        small_args(prune_iterations=2, eval_iter=7, output_dir=tmp_path / "fine"),
+    )
     main.main(plain)
     main.main(fine)
-    assert [row["iteration"] for row in rows(fine) if row["round"] == 1] == [7, 14, 20, 21, 28, 35, 40]
+    assert [row["iteration"] for row in rows(fine) if row["round"] == 1] == [
+        7,
+        14,
+        20,
+        21,
+        28,
+        35,
+        40,
+    ]
     a, b = arrays(plain), arrays(fine)
     for name in ("all_loss_0.dat", "all_loss_1.dat", "all_accuracy_0.dat", "all_accuracy_1.dat"):
         assert a[name] == b[name]
@@ -339,7 +445,11 @@ def test_augmented_images_are_flipped_and_moved_by_up_to_four_pixels():
         padded = np.zeros((3, 20, 20), dtype=np.uint8)
         padded[:, 4:16, 4:16] = image.numpy()
         crop = padded[:, down : down + 12, across : across + 12]
-        variants[np.ascontiguousarray(crop[:, :, ::-1] if flipped else crop).tobytes()] = (flipped, down, across)
+        variants[np.ascontiguousarray(crop[:, :, ::-1] if flipped else crop).tobytes()] = (
+            flipped,
+            down,
+            across,
+        )
     counts = dict.fromkeys(variants.values(), 0)
     for one in found:
         counts[variants[one.contiguous().numpy().tobytes()]] += 1
@@ -354,9 +464,14 @@ def test_a_batch_is_augmented_each_image_on_its_own_and_evaluation_is_not(small_
     seen = []
     data, model = small_data(480), main.new_model(args, 0)
     normalize = data.normalize
-    data.normalize = lambda images: (seen.append((model.training, images.clone())), normalize(images))[1]
+    data.normalize = lambda images: (
+        seen.append((model.training, images.clone())),
+        normalize(images),
+    )[1]
     train_round(args, model, data)
-    whole = {image.numpy().tobytes() for image in data.train[0]} | {image.numpy().tobytes() for image in data.test[0]}
+    whole = {image.numpy().tobytes() for image in data.train[0]} | {
+        image.numpy().tobytes() for image in data.test[0]
+    }
     for training, images in seen:
         as_they_are = sum(image.contiguous().numpy().tobytes() in whole for image in images)
         assert as_they_are < len(images) / 4 if training else as_they_are == len(images)

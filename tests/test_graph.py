@@ -1,4 +1,4 @@
-"""What a training step owes its speed to: a CUDA graph around it, with the same numbers as without; bfloat16."""
+"""The step as a CUDA graph, which must give the same numbers as without; bfloat16."""
 
 import itertools
 import signal
@@ -13,108 +13,109 @@ from torch import nn
 import archs
 import main
 import utils
-from conftest import same, small_data, small_network
-
-
-class OnGpu(torch.Tensor):
-    """A tensor that says it is on a GPU."""
-
-    is_cuda = True
+from conftest import same, small_data, small_network, trial_data
 
 
 @pytest.fixture
 def broken_gpu(monkeypatch):
-    """A torch.cuda whose streams work on the CPU and whose captures fail, in a way that can be set: broken_gpu(error)."""
+    """Replace torch.cuda by one on the CPU whose captures fail; return streams made and used."""
 
     class Capture:
-        error = RuntimeError("operation not permitted when stream is capturing\nmore lines")
-
         def __init__(self, graph, stream):
-            streams.append(stream)
+            used.append(stream)
 
         def __enter__(self):
             pass
 
         def __exit__(self, *error):
-            raise RuntimeError("capture_end: the capture was invalidated")  # as torch does, which hides the first error
+            # torch does the same, which hides the first error.
+            raise RuntimeError("capture_end: the capture was invalidated")
 
-    made, streams = [], []
+    made, used = [], []
     stream = SimpleNamespace(wait_stream=lambda _: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: made.append(stream) or stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: streams.append(stream) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: used.append(stream) or nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", Capture)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    main.side_stream.cache_clear()
-    yield made, streams
-    main.side_stream.cache_clear()
-
-
-def failing(step, error):
-    """A step that can be taken three times, and then, when it is captured, raises."""
-    calls = []
-
-    def run():
-        calls.append(None)
-        if len(calls) == 4:
-            raise error
-        step()
-
-    return run, calls
+    main.Step.capture_stream.cache_clear()
+    yield made, used
+    main.Step.capture_stream.cache_clear()
 
 
 @pytest.fixture(params=["adam", "sgd"])
-def training(request, small_args):
-    """A state, its epoch, and its step, in the middle of training."""
+def step(request, small_args):
+    """A step after two iterations."""
     args = small_args(optimizer=request.param)
     torch.manual_seed(0)
-    state, data = main.new_state(args, small_network()), small_data(480)
-    epoch = main.Epoch(args, 6, torch.device("cpu"))
-    step = main.make_step(args, state, data, epoch)
-    epoch.begin(args, state, 360)
+    step = main.Step(args, main.new_state(args, small_network()), small_data(480))
     step()
     step()
-    return state, epoch, step
+    return step
 
 
-def test_on_the_cpu_the_step_stays_as_it_is(training):
-    state, epoch, step = training
-    assert main.graphed(step, state, epoch) is step
+def fail_in_capture(step, error):
+    """Make the fourth iteration, which is the captured one, raise an error; return the calls."""
+    calls = []
+    iterate = step.iterate
+
+    def run():
+        calls.append(step.position.item())
+        if len(calls) == 4:
+            raise error
+        iterate()
+
+    step.iterate = run
+    return calls
 
 
-def test_where_capture_fails_the_first_error_is_named_and_nothing_is_changed(training, broken_gpu, capsys):
-    state, epoch, step = training
-    before = utils.copied(vars(state))
-    assert all(tensor.any() for tensors in state.moments.values() for tensor in tensors.values())
-    epoch.done = epoch.done.as_subclass(OnGpu)
-    failing_step, calls = failing(step, RuntimeError("operation not permitted when stream is capturing\nmore lines"))
-    result = main.graphed(failing_step, state, epoch)
-    assert len(calls) == 4, "steps for real come before a capture"
+def test_on_the_cpu_nothing_is_captured(step):
+    assert step.graph is None
+    assert step.state.iteration == 2
+
+
+def test_a_captured_graph_is_replayed_with_the_seed_of_its_iteration(step):
+    replayed = []
+    step.graph = SimpleNamespace(replay=lambda: replayed.append(torch.initial_seed()))
+    step.iterate = None
+    step()
+    assert replayed == [step.seeds[2]]
+    assert step.state.iteration == 3
+
+
+def test_a_failed_capture_reports_the_first_error_and_changes_nothing(step, broken_gpu, capsys):
+    before = utils.snapshot(vars(step.state))
+    moments = step.state.optimizer_state.values()
+    assert all(tensor.any() for tensors in moments for tensor in tensors.values())
+    error = RuntimeError("operation not permitted when stream is capturing\nmore lines")
+    calls = fail_in_capture(step, error)
+    assert step.capture() is None
+    assert calls == [0, 0, 0, 1], "three iterations come before a capture"
     assert capsys.readouterr().out == (
-        "no CUDA graph, each step is launched anew: operation not permitted when stream is capturing\n"
+        "running without a CUDA graph, which cannot be captured: "
+        "operation not permitted when stream is capturing\n"
     )
-    assert same(before, utils.copied(vars(state)))
-    result()
+    assert same(before, utils.snapshot(vars(step.state)))
+    step()
     assert len(calls) == 5
 
 
-def test_out_of_memory_in_a_capture_is_out_of_memory(training, broken_gpu):
-    state, epoch, step = training
-    epoch.done = epoch.done.as_subclass(OnGpu)
+def test_out_of_memory_in_a_capture_is_out_of_memory(step, broken_gpu):
+    fail_in_capture(step, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError, match="of memory"):
-        main.graphed(failing(step, torch.OutOfMemoryError("CUDA out of memory"))[0], state, epoch)
+        step.capture()
 
 
-def test_warm_up_and_capture_of_all_rounds_share_one_stream(training, broken_gpu):
-    state, epoch, step = training
-    made, streams = broken_gpu
-    epoch.done = epoch.done.as_subclass(OnGpu)
+def test_warm_up_and_capture_of_all_rounds_share_one_stream(step, broken_gpu):
+    made, used = broken_gpu
+    calls = fail_in_capture(step, RuntimeError("not today"))
     for _ in range(2):
-        main.graphed(failing(step, RuntimeError("not today"))[0], state, epoch)
+        step.capture()
+        calls.clear()
     assert len(made) == 1
-    assert len(streams) == 4
-    assert all(stream is made[0] for stream in streams)
+    assert len(used) == 4
+    assert all(stream is made[0] for stream in used)
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -122,7 +123,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU whose convolutions give the same numbers each time, which choosing the fastest does not."""
+    """A GPU with deterministic convolutions instead of the fastest ones."""
     device = main.pick_device(0)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
@@ -132,7 +133,14 @@ def gpu(monkeypatch):
 
 
 def with_dropout(*_):
-    return nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(784, 50), nn.ReLU(), nn.Dropout(0.5), nn.Linear(50, 10))
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(784, 50),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(50, 10),
+    )
 
 
 @needs_gpu
@@ -148,46 +156,55 @@ def with_dropout(*_):
         {"arch_type": "fc1", "amp": True},
     ],
 )
-def test_a_graph_gives_the_numbers_of_single_launches(flags, small_args, train_round, gpu, monkeypatch, capsys):
+def test_a_graph_gives_the_numbers_of_single_launches(
+    flags, small_args, train_round, gpu, monkeypatch, capsys
+):
     losses = []
     if flags["arch_type"] == "dropout":
         flags = {}
         monkeypatch.setattr(archs, "build", with_dropout)
     for graph in (True, False):
         if not graph:
-            monkeypatch.setattr(main, "graphed", lambda step, *_: step)
+            monkeypatch.setattr(main.Step, "capture", lambda _: None)
         args = small_args(**{name: value for name, value in flags.items() if value is not True})
         args.augment, args.amp = flags.get("augment", False), flags.get("amp", False)
         data = small_data(480)
         for name in ("train", "val", "test"):
-            setattr(data, name, [tensor.to(gpu) for tensor in getattr(data, name)])
-        model = main.prepare(main.new_model(args, 0), args, gpu)
+            setattr(data, name, tuple(tensor.to(gpu) for tensor in getattr(data, name)))
+        data.mean, data.std = data.mean.to(gpu), data.std.to(gpu)
+        model = main.new_model(args, 0, gpu)
         torch.manual_seed(0)
-        masks = {name: torch.rand_like(weight) < 0.5 for name, weight in main.prunable(model).items()}
+        masks = {
+            name: torch.rand_like(weight) < 0.5 for name, weight in main.prunable(model).items()
+        }
         state = train_round(args, model, data, masks)
         losses.append(utils.by_epoch(state.rows[-1], "train_loss"))
-    assert "no CUDA graph" not in capsys.readouterr().out
+    assert "without a CUDA graph" not in capsys.readouterr().out
     assert losses[0] == pytest.approx(losses[1], rel=1e-2 if "amp" in flags else 1e-5)
 
 
 @needs_gpu
 def test_rounds_on_a_gpu_take_no_more_memory_than_the_first(small_args, gpu, starts, monkeypatch):
     reserved, train = [], main.train
-    monkeypatch.setattr(main, "train", lambda *rest: (train(*rest), reserved.append(torch.cuda.memory_reserved())))
+    monkeypatch.setattr(
+        main, "train", lambda *rest: (train(*rest), reserved.append(torch.cuda.memory_reserved()))
+    )
     main.main(small_args(gpu=0, prune_iterations=4))
     assert len(set(reserved[1:])) == 1
     assert reserved[1] <= 1.2 * reserved[0]
 
 
 @needs_gpu
-def test_on_a_gpu_too_a_run_stopped_within_an_epoch_goes_on_as_if_undisturbed(small_args, gpu, tmp_path, monkeypatch):
+def test_on_a_gpu_a_run_resumed_within_an_epoch_gives_the_same_losses(
+    small_args, gpu, tmp_path, monkeypatch
+):
     monkeypatch.setattr(archs, "build", with_dropout)
     losses = []
     for stop in (None, 27):
         args = small_args(gpu=0, prune_iterations=2, output_dir=tmp_path / str(stop))
         args.augment = True
         if stop:
-            ticks, tick = itertools.count(1), utils.Log.tick
+            ticks, tick = itertools.count(1), utils.Log.step
 
             def act(log, ticks=ticks, tick=tick, stop=stop):
                 tick(log)
@@ -195,30 +212,37 @@ def test_on_a_gpu_too_a_run_stopped_within_an_epoch_goes_on_as_if_undisturbed(sm
                     signal.raise_signal(signal.SIGTERM)
 
             with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
-                patch.setattr(utils.Log, "tick", act)
+                patch.setattr(utils.Log, "step", act)
                 main.main(args)
         main.main(args)
-        losses.append([np.load(utils.Files(args).array(f"all_loss_{r}")).tolist() for r in range(2)])
+        losses.append(
+            [np.load(utils.Files(args).array(f"all_loss_{r}")).tolist() for r in range(2)]
+        )
     assert losses[0] == losses[1]
 
 
 @needs_gpu
-def test_a_step_that_cannot_be_captured_is_launched_anew_each_time(small_args, train_round, gpu, monkeypatch, capsys):
+def test_an_iteration_that_cannot_be_captured_runs_without_a_graph(
+    small_args, train_round, gpu, monkeypatch, capsys
+):
     class Waits(nn.Module):
         def forward(self, x):
             return x * (1.0 if x.sum().item() > -1e9 else 0.0)
 
-    monkeypatch.setattr(archs, "build", lambda *_: nn.Sequential(nn.Flatten(), Waits(), nn.Linear(784, 10)))
+    monkeypatch.setattr(
+        archs, "build", lambda *_: nn.Sequential(nn.Flatten(), Waits(), nn.Linear(784, 10))
+    )
     main.main(small_args(gpu=0, prune_iterations=1))
-    assert "no CUDA graph" in capsys.readouterr().out
+    assert "without a CUDA graph" in capsys.readouterr().out
 
 
 def test_bfloat16_learns_and_keeps_weights_in_float32(small_args, train_round):
     args = small_args(end_iter=4)
     args.amp = True
-    data = main.load_data(args, torch.device("cpu"))
-    model = main.prepare(main.new_model(args, 0), args, torch.device("cpu"))
-    assert model(data.normalize(data.test[0][:2])).dtype == torch.bfloat16
-    state = train_round(args, model, data)
+    model = main.new_model(args, 0)
+    outputs = []
+    model.register_forward_hook(lambda layer, _, y: outputs.append((layer.training, y.dtype)))
+    state = train_round(args, model, trial_data(args))
+    assert set(outputs) == {(True, torch.bfloat16), (False, torch.bfloat16)}
     assert state.rows[-1][-1]["test_accuracy"] > 80
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

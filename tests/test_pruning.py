@@ -9,7 +9,9 @@ import main
 
 percents = st.floats(0.1, 99.9, allow_subnormal=False)
 # Few distinct values make ties and zeros common; both signs.
-values = st.sampled_from([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0]) | st.floats(-10, 10, width=32, allow_subnormal=False)
+values = st.sampled_from([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0]) | st.floats(
+    -10, 10, width=32, allow_subnormal=False
+)
 
 
 @st.composite
@@ -18,8 +20,12 @@ def networks(draw):
     weights, masks = {}, {}
     for index in range(draw(st.integers(1, 4))):
         size = draw(st.integers(1, 40))
-        weights[f"{index}.weight"] = torch.tensor(draw(st.lists(values, min_size=size, max_size=size))).view(1, -1)
-        masks[f"{index}.weight"] = torch.tensor(draw(st.lists(st.booleans(), min_size=size, max_size=size))).view(1, -1)
+        weights[f"{index}.weight"] = torch.tensor(
+            draw(st.lists(values, min_size=size, max_size=size))
+        ).view(1, -1)
+        masks[f"{index}.weight"] = torch.tensor(
+            draw(st.lists(st.booleans(), min_size=size, max_size=size))
+        ).view(1, -1)
     return weights, masks
 
 
@@ -36,7 +42,9 @@ def test_exactly_the_share_of_the_smallest_survivors_goes(network, percent, scop
 
     groups = [[name] for name in masks] if scope == "layer" else [list(masks)]
     for group in groups:
-        old, new, size = (together({name: source[name] for name in group}) for source in (masks, after, weights))
+        old, new, size = (
+            together({name: source[name] for name in group}) for source in (masks, after, weights)
+        )
         assert new.sum() == old.sum() - round(percent / 100 * int(old.sum()))
         assert not (new & ~old).any(), "a pruned weight was revived"
         removed = old & ~new
@@ -53,7 +61,10 @@ def test_exactly_the_share_of_the_smallest_survivors_goes(network, percent, scop
 def test_magnitudes_decide_and_not_signs(network, percent, scope):
     weights, masks = network
     negative = {name: -weight for name, weight in weights.items()}
-    ours, theirs = main.prune(weights, masks, percent, scope), main.prune(negative, masks, percent, scope)
+    ours, theirs = (
+        main.prune(weights, masks, percent, scope),
+        main.prune(negative, masks, percent, scope),
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in masks)
 
 

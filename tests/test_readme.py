@@ -1,4 +1,4 @@
-"""The README tells the truth: its recipes work as printed, and it names every flag with its default."""
+"""The README is true: its recipes work as printed, and it lists every flag with its default."""
 
 import re
 import shutil
@@ -38,7 +38,8 @@ def test_using_a_ticket(scratch):
 kept = {name: int(mask.sum()) for name, mask in ticket["masks"].items()}
 images, labels = archs.load("digits", "data", train=False)
 facts = archs.facts("digits")
-x = (images / 255 - torch.tensor(facts.MEAN).view(-1, 1, 1)) / torch.tensor(facts.STD).view(-1, 1, 1)
+mean = torch.tensor(facts.MEAN).view(-1, 1, 1)
+x = (images / 255 - mean) / torch.tensor(facts.STD).view(-1, 1, 1)
 print(100 * (model.eval()(x).argmax(1) == labels).double().mean().item() - ticket["test_accuracy"])
 optimizer = torch.optim.Adam(model.parameters(), 1e-2)
 for _ in range(3):
@@ -46,12 +47,15 @@ for _ in range(3):
     torch.nn.functional.cross_entropy(model(x), labels).backward()
     optimizer.step()
 model(x)
-print([int((model.get_submodule(name.rpartition(".")[0]).weight != 0).sum()) - n for name, n in kept.items()])
+layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in kept}
+print([int((layers[name].weight != 0).sum()) - n for name, n in kept.items()])
 """
     result = command("-c", block("python", "## Use a ticket") + more, cwd=scratch)
     assert result.returncode == 0, result.stderr
     difference, counts = result.stdout.splitlines()
-    assert float(difference) == pytest.approx(0, abs=0.3)  # the ticket's accuracy, but for rounding near a tie
+    assert float(difference) == pytest.approx(
+        0, abs=0.3
+    )  # the ticket's accuracy, but for rounding near a tie
     assert counts == "[0, 0, 0]"
 
 
@@ -104,7 +108,9 @@ def test_every_main_command_is_valid():
     assert len(commands) >= 4
     assert len(recipes) == 8
     for flags in commands + recipes:
-        main.parse_args(flags.replace("$type", "lt").replace("$seed", "1").replace("$((8 * I))", "8").split())
+        main.parse_args(
+            flags.replace("$type", "lt").replace("$seed", "1").replace("$((8 * I))", "8").split()
+        )
 
 
 def test_the_recipes_have_the_papers_percentages_and_learning_rates():
@@ -112,11 +118,32 @@ def test_the_recipes_have_the_papers_percentages_and_learning_rates():
     found = {}
     for name, flags in re.findall(r"^\| ([\w-]+).* \| `(--.*)` \|$", README, re.MULTILINE):
         args = main.parse_args(flags.split())
-        assert (args.eval_iter, args.trials, args.momentum, args.lr_gamma, args.val_size) == (100, 5, 0.9, 0.1, 5000)
-        assert args.prune_percent_downsample == (0 if name == "Resnet-18" else args.prune_percent_conv)
+        assert (args.eval_iter, args.trials, args.momentum, args.lr_gamma, args.val_size) == (
+            100,
+            5,
+            0.9,
+            0.1,
+            5000,
+        )
+        assert args.prune_percent_downsample == (
+            0 if name == "Resnet-18" else args.prune_percent_conv
+        )
         rates = [args.prune_percent_conv, args.prune_percent, args.prune_percent_output]
-        found[name] = (args.arch_type, args.optimizer, args.lr, args.max_iter, args.batch_size, rates)
-        deep = (args.warmup_iter, args.lr_milestones, args.weight_decay, args.augment, args.prune_scope)
+        found[name] = (
+            args.arch_type,
+            args.optimizer,
+            args.lr,
+            args.max_iter,
+            args.batch_size,
+            rates,
+        )
+        deep = (
+            args.warmup_iter,
+            args.lr_milestones,
+            args.weight_decay,
+            args.augment,
+            args.prune_scope,
+        )
         assert deep == {
             "Resnet-18": (20000, [20000, 25000], 1e-4, True, "global"),
             "VGG-19": (10000, [56000, 84000], 1e-4, True, "global"),

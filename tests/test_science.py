@@ -1,5 +1,6 @@
 """The method's invariants: what is trained, on what, from which weights, and how it is measured."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -14,7 +15,7 @@ from torch import nn
 import archs
 import main
 import utils
-from conftest import small_data, small_network, train_plainly
+from conftest import small_data, small_network, train_plainly, trial_data
 
 BATCH_NORM = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 
@@ -23,7 +24,10 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 def half(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.rand(weight.shape, generator=generator) < 0.5 for name, weight in main.prunable(model).items()}
+    return {
+        name: torch.rand(weight.shape, generator=generator) < 0.5
+        for name, weight in main.prunable(model).items()
+    }
 
 
 # 1. What is prunable
@@ -35,7 +39,9 @@ def test_weights_of_convolutions_and_linear_layers_alone_are_prunable(arch_type)
     modules = dict(model.named_modules())
     layers = {name for name, module in modules.items() if type(module) in (nn.Conv2d, nn.Linear)}
     assert set(main.prunable(model)) == {f"{name}.weight" for name in layers}
-    assert all(weight.dim() in (2, 4) for weight in main.prunable(model).values()), "batch norm has 1-D weights"
+    assert all(weight.dim() in (2, 4) for weight in main.prunable(model).values()), (
+        "batch norm has 1-D weights"
+    )
 
 
 def test_a_layer_that_is_the_whole_model_is_prunable():
@@ -83,7 +89,13 @@ ADAM, SGD = torch.optim.Adam, torch.optim.SGD
             lambda i: 0.02,
         ),
         (
-            {"optimizer": "sgd", "lr": 0.03, "warmup_iter": 10, "lr_milestones": "15,25", "lr_gamma": 0.2},
+            {
+                "optimizer": "sgd",
+                "lr": 0.03,
+                "warmup_iter": 10,
+                "lr_milestones": "15,25",
+                "lr_gamma": 0.2,
+            },
             SGD,
             {"momentum": 0.9},
             40,
@@ -99,12 +111,21 @@ def test_every_round_trains_with_a_fresh_optimizer_at_the_given_rate(
     monkeypatch.setattr(archs, "build", small_network)
     args = small_args(**flags)
     main.main(args)
-    data = main.load_data(args, torch.device("cpu"))
+    data = trial_data(args)
     for round_, (state, masks) in enumerate(starts):
         expected, _ = train_plainly(
-            args, state, masks, data, round_, lambda p: kind(p, args.lr, fused=True, **settings), range(iterations), rate
+            args,
+            state,
+            masks,
+            data,
+            round_,
+            lambda p: kind(p, args.lr, fused=True, **settings),
+            range(iterations),
+            rate,
         )
-        saved = torch.load(f"{args.output_dir}/saves/fc1/digits/{round_}_model_lt.pth.tar", weights_only=True)["final"]
+        saved = torch.load(
+            f"{args.output_dir}/saves/fc1/digits/{round_}_model_lt.pth.tar", weights_only=True
+        )["final"]
         for name, tensor in expected.items():
             assert torch.equal(saved[name], tensor), (round_, name)
 
@@ -113,7 +134,9 @@ def test_every_round_trains_with_a_fresh_optimizer_at_the_given_rate(
 
 
 @pytest.mark.parametrize("weight_decay", [0, 0.1])
-def test_pruned_weights_are_zero_at_every_forward_pass_even_with_momentum(weight_decay, small_args, train_round):
+def test_pruned_weights_are_zero_at_every_forward_pass_even_with_momentum(
+    weight_decay, small_args, train_round
+):
     args = small_args(weight_decay=weight_decay)
     model = main.new_model(args, 0)
     masks, data, passes = half(model), small_data(480), []
@@ -135,7 +158,7 @@ def test_every_surviving_weight_learns_whatever_its_sign(small_args, train_round
     model = main.new_model(args, 0)
     masks = half(model)
     main.apply_masks(model, masks)
-    before = utils.copied(model)
+    before = utils.snapshot(model)
     train_round(args, model, small_data(480), masks)
     for name, weight in main.prunable(model).items():
         for sign in (-1, 1):
@@ -147,7 +170,9 @@ def test_every_surviving_weight_learns_whatever_its_sign(small_args, train_round
 # 6. Reset
 
 
-def test_lt_resets_everything_to_the_original_state_under_the_masks(small_args, starts, monkeypatch):
+def test_lt_resets_everything_to_the_original_state_under_the_masks(
+    small_args, starts, monkeypatch
+):
     monkeypatch.setattr(archs, "build", small_network)
     args = small_args()
     main.main(args)
@@ -160,14 +185,20 @@ def test_lt_resets_everything_to_the_original_state_under_the_masks(small_args, 
             assert torch.equal(tensor, expected), name
             suffix = name.rpartition(".")[2]
             assert suffix not in BATCH_NORM or (tensor == BATCH_NORM[suffix]).all()
-    saved = torch.load(f"{args.output_dir}/saves/fc1/digits/initial_state_dict_lt.pth.tar", weights_only=True)
+    saved = torch.load(
+        f"{args.output_dir}/saves/fc1/digits/initial_state_dict_lt.pth.tar", weights_only=True
+    )
     assert all(torch.equal(saved[name], original[name]) for name in original)
 
 
 def test_reinit_draws_everything_anew_differently_each_round(small_args, starts, monkeypatch):
     monkeypatch.setattr(archs, "build", small_network)
     main.main(small_args(prune_type="reinit"))
-    for (state, _), (other, masks) in [(starts[0], starts[1]), (starts[1], starts[2]), (starts[0], starts[2])]:
+    for (state, _), (other, masks) in [
+        (starts[0], starts[1]),
+        (starts[1], starts[2]),
+        (starts[0], starts[2]),
+    ]:
         for name, mask in masks.items():
             assert (state[name] != other[name])[mask].all(), name
             assert not other[name][~mask].any()
@@ -177,7 +208,9 @@ def test_reinit_draws_everything_anew_differently_each_round(small_args, starts,
             assert suffix not in BATCH_NORM or (tensor == BATCH_NORM[suffix]).all(), name
 
 
-def test_masks_are_nested_and_made_from_the_weights_at_the_end_of_training(small_args, starts, monkeypatch):
+def test_masks_are_nested_and_made_from_the_weights_at_the_end_of_training(
+    small_args, starts, monkeypatch
+):
     """And not from those at best validation, which here is after the first epoch of two."""
     scores = itertools.cycle([90.0, 90.0, 80.0, 80.0])
     monkeypatch.setattr(main, "evaluate", lambda *_: (1.0, next(scores)))
@@ -209,11 +242,13 @@ class Recorder(nn.Module):
         return self.dropout(self.linear(x.flatten(1)))
 
 
-def test_every_example_is_evaluated_in_eval_mode(monkeypatch):
+def test_every_example_is_evaluated_in_eval_mode(small_args, monkeypatch):
     monkeypatch.setitem(main.EVAL_BATCH, "cpu", 100)
     model = Recorder().train()
-    images, labels = torch.randint(256, (257, 1, 1, 2), dtype=torch.uint8), torch.randint(2, (257,))
-    loss, accuracy = main.evaluate(model, [images, labels], lambda x: x.float())
+    images = torch.randint(256, (257, 1, 1, 2), dtype=torch.uint8)
+    labels = torch.randint(2, (257,))
+    data = dataclasses.replace(small_data(4), std=torch.tensor(1.0))
+    loss, accuracy = main.evaluate(small_args(), model, data, (images, labels))
     assert not any(training for training, _ in model.seen)
     assert torch.equal(torch.cat([x for _, x in model.seen]), images.float())
     logits = model.linear(images.float().flatten(1))
@@ -225,11 +260,13 @@ def test_every_example_is_evaluated_in_eval_mode(monkeypatch):
 def test_rows_and_checkpoints_measure_the_weights_they_name(valid_freq, small_args):
     args = small_args(prune_iterations=2, end_iter=4, valid_freq=valid_freq)
     main.main(args)
-    data = main.load_data(args, torch.device("cpu"))
+    data = trial_data(args)
     dumps, saves = (f"{args.output_dir}/{name}/fc1/digits" for name in ("dumps/lt", "saves"))
     log = [json.loads(line) for line in Path(f"{dumps}/lt_log.jsonl").read_text().splitlines()]
     epochs = [epoch for epoch in range(1, 5) if epoch % valid_freq == 0 or epoch == 4]
-    assert [(row["round"], row["epoch"]) for row in log] == [(r, epoch) for r in range(2) for epoch in epochs]
+    assert [(row["round"], row["epoch"]) for row in log] == [
+        (r, epoch) for r in range(2) for epoch in epochs
+    ]
 
     model = archs.build("digits", "fc1")
     for round_ in range(2):
@@ -239,9 +276,9 @@ def test_rows_and_checkpoints_measure_the_weights_they_name(valid_freq, small_ar
         early = min(rows, key=lambda row: row["val_loss"])
         for row, state in ((rows[-1], ticket["final"]), (best, ticket["model"])):
             model.load_state_dict(state)
-            val_loss, val_accuracy = main.evaluate(model, data.val, data.normalize)
+            val_loss, val_accuracy = main.evaluate(args, model, data, data.val)
             assert (val_loss, val_accuracy) == (row["val_loss"], row["val_accuracy"])
-            assert main.evaluate(model, data.test, data.normalize)[1] == row["test_accuracy"]
+            assert main.evaluate(args, model, data, data.test)[1] == row["test_accuracy"]
             assert row["iteration"] == row["epoch"] * (1237 // 60)
         expected = {
             "compression": ticket["weights_remaining"],
@@ -255,12 +292,14 @@ def test_rows_and_checkpoints_measure_the_weights_they_name(valid_freq, small_ar
         assert ticket["test_accuracy"] == best["test_accuracy"]
         accuracies = np.load(f"{dumps}/lt_all_accuracy_{round_}.dat")
         assert len(accuracies) == len(np.load(f"{dumps}/lt_all_loss_{round_}.dat")) == 4
-        assert {epoch + 1: value for epoch, value in enumerate(accuracies) if not np.isnan(value)} == {
-            row["epoch"]: row["test_accuracy"] for row in rows
-        }
+        assert {
+            epoch + 1: value for epoch, value in enumerate(accuracies) if not np.isnan(value)
+        } == {row["epoch"]: row["test_accuracy"] for row in rows}
 
 
-def test_the_best_epoch_is_selected_on_validation_and_never_on_test(small_args, train_round, monkeypatch):
+def test_the_best_epoch_is_selected_on_validation_and_never_on_test(
+    small_args, train_round, monkeypatch
+):
     """Validation falls while test rises: the first epoch must be chosen."""
     args = small_args(end_iter=3)
     model = main.new_model(args, 0)
@@ -268,8 +307,8 @@ def test_the_best_epoch_is_selected_on_validation_and_never_on_test(small_args, 
     data.val, data.test = ["val"], ["test"]
     scores, states = {"val": [90, 80, 70], "test": [10, 20, 30]}, []
 
-    def fake(model, examples, normalize):
-        states.append(utils.copied(model))
+    def fake(args, model, data, examples):
+        states.append(utils.snapshot(model))
         return 1.0, scores[examples[0]].pop(0)
 
     monkeypatch.setattr(main, "evaluate", fake)
@@ -279,10 +318,13 @@ def test_the_best_epoch_is_selected_on_validation_and_never_on_test(small_args, 
 
 def test_validation_examples_are_held_out(small_args):
     args = small_args()
-    data = main.load_data(args, torch.device("cpu"))
+    data = trial_data(args)
     images, labels = archs.load("digits", args.data_dir, train=True)
     assert (len(data.train[1]), len(data.val[1]), len(data.test[1])) == (1237, 200, 360)
-    parts = torch.cat([data.train[0], data.val[0]]).flatten(1), torch.cat([data.train[1], data.val[1]])
+    parts = (
+        torch.cat([data.train[0], data.val[0]]).flatten(1),
+        torch.cat([data.train[1], data.val[1]]),
+    )
     assert sorted(map(tuple, torch.column_stack([*parts]).tolist())) == sorted(
         map(tuple, torch.column_stack([images.flatten(1), labels]).tolist())
     )
@@ -290,9 +332,11 @@ def test_validation_examples_are_held_out(small_args):
 
 
 def test_without_validation_examples_the_test_set_selects_and_that_is_said(small_args, capsys):
-    data = main.load_data(small_args(val_size=0), torch.device("cpu"))
+    args = small_args(val_size=0, prune_iterations=1, end_iter=1)
+    data = trial_data(args)
     assert data.val is data.test
     assert len(data.train[1]) == 1437
+    main.main(args)
     assert "selected on the test set" in capsys.readouterr().out
 
 
@@ -300,7 +344,7 @@ def test_without_validation_examples_the_test_set_selects_and_that_is_said(small
 
 
 def test_images_are_normalised_by_their_own_mean_and_std(small_args):
-    data = main.load_data(small_args(val_size=0), torch.device("cpu"))
+    data = trial_data(small_args(val_size=0))
     x = data.normalize(data.train[0])
     assert abs(x.mean()) < 1e-3
     assert abs(x.std() - 1) < 1e-3
@@ -309,8 +353,10 @@ def test_images_are_normalised_by_their_own_mean_and_std(small_args):
 def test_colours_are_normalised_each_by_its_own(small_args, monkeypatch):
     facts = archs.facts("cifar10")
     images = torch.randint(256, (70, 3, 32, 32), dtype=torch.uint8)
-    monkeypatch.setattr(archs, "load", lambda *_, **__: (images, torch.zeros(70, dtype=torch.int64)))
-    data = main.load_data(small_args(dataset="cifar10", val_size=5), torch.device("cpu"))
+    monkeypatch.setattr(
+        archs, "load", lambda *_, **__: (images, torch.zeros(70, dtype=torch.int64))
+    )
+    data = trial_data(small_args(dataset="cifar10", val_size=5))
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (facts.MEAN, facts.STD))
     assert torch.allclose(data.normalize(images), (images / 255 - mean) / std, atol=1e-5)
 
@@ -324,14 +370,14 @@ def test_no_two_datasets_share_their_statistics():
 
 
 def batches_seen(args, train_round, round_=0, disturb=False):
-    """The examples that train shows to the model: for each epoch a tensor (steps, batch), and the examples' number."""
+    """Return the indices of the examples that a round trains on, (epochs, steps, batch)."""
     n = 25
     images = torch.zeros(n, 1, 1, 2, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(n)
     data = small_data(4)
     data.train = [images, torch.zeros(n, dtype=torch.int64)]
     data.val = data.test = [images[:1], torch.zeros(1, dtype=torch.int64)]
-    data.normalize = lambda x: x.float()
+    data.std = torch.tensor(1.0)
     model = Recorder()
     if disturb:
         torch.rand(17)
@@ -345,15 +391,21 @@ def batches_seen(args, train_round, round_=0, disturb=False):
 def test_full_batches_of_a_fresh_permutation_each_epoch(small_args, train_round):
     epochs = batches_seen(small_args(batch_size=10, end_iter=30), train_round)
     assert epochs.shape == (30, 2, 10)
-    assert all(len(set(epoch.flatten().tolist())) == 20 for epoch in epochs), "an example came twice in an epoch"
+    assert all(len(set(epoch.flatten().tolist())) == 20 for epoch in epochs), (
+        "an example came twice in an epoch"
+    )
     assert len({tuple(epoch.flatten().tolist()) for epoch in epochs}) == 30
-    assert set(epochs.flatten().tolist()) == set(range(25)), "the remainder must rotate with the shuffle"
+    assert set(epochs.flatten().tolist()) == set(range(25)), (
+        "the remainder must rotate with the shuffle"
+    )
 
 
 def test_the_order_follows_from_seed_round_and_epoch_alone(small_args, train_round):
     args = {"batch_size": 10, "end_iter": 3}
     lt = batches_seen(small_args(**args), train_round)
-    assert torch.equal(lt, batches_seen(small_args(**args, prune_type="reinit"), train_round, disturb=True))
+    assert torch.equal(
+        lt, batches_seen(small_args(**args, prune_type="reinit"), train_round, disturb=True)
+    )
     assert torch.equal(lt[:2], batches_seen(small_args(batch_size=10, end_iter=2), train_round))
     assert not torch.equal(lt, batches_seen(small_args(**args), train_round, round_=1))
     assert not torch.equal(lt, batches_seen(small_args(**args, seed=1), train_round))
@@ -386,7 +438,11 @@ def arrays(args):
 
 
 def test_the_same_command_gives_the_same_bytes_and_another_seed_others(small_args, tmp_path):
-    runs = [small_args(output_dir=tmp_path / "a"), small_args(output_dir=tmp_path / "b"), small_args(seed=7)]
+    runs = [
+        small_args(output_dir=tmp_path / "a"),
+        small_args(output_dir=tmp_path / "b"),
+        small_args(seed=7),
+    ]
     for args in runs:
         main.main(args)
     first, same, other = map(arrays, runs)
@@ -421,7 +477,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_args):
         main.main(small_args(lr=1e30))
 
 
-def test_a_validation_loss_that_is_not_finite_stops_it_too_with_the_log_intact(small_args, monkeypatch):
+def test_a_validation_loss_that_is_not_finite_stops_it_too_with_the_log_intact(
+    small_args, monkeypatch
+):
     losses = iter([1.0, 1.0, 1.0, 1.0, math.inf, 1.0])
     monkeypatch.setattr(main, "evaluate", lambda *_: (next(losses), 50.0))
     args = small_args()
@@ -435,7 +493,7 @@ def test_a_validation_loss_that_is_not_finite_stops_it_too_with_the_log_intact(s
 
 
 def test_no_step_waits_for_the_device(small_args, train_round, monkeypatch):
-    """Whatever moves a value from the device to Python is called as often for many steps as for few."""
+    """Values move from the device to Python as often for many iterations as for few."""
     counts = []
 
     def counted(original):
@@ -470,14 +528,24 @@ def test_connections_are_counted_per_pixel():
 
 
 class Odd(nn.Module):
-    """Layers of all kinds, the output first in `__init__`, and weights that are of no layer that is pruned."""
+    """Layers of all kinds, the output first in `__init__`, and parameters that are not prunable."""
 
     def __init__(self):
         super().__init__()
         self.head = nn.Linear(16, 10)
-        self.conv1, self.conv3 = nn.Conv1d(4, 4, 3, padding=1), nn.Conv3d(1, 4, (1, 7, 7), stride=(1, 7, 7))
-        self.up, self.up1, self.up3 = nn.ConvTranspose2d(4, 4, 1), nn.ConvTranspose1d(4, 4, 1), nn.ConvTranspose3d(4, 4, 1)
-        self.attention, self.embedding = nn.MultiheadAttention(16, 2, batch_first=True), nn.Embedding(4, 16)
+        self.conv1, self.conv3 = (
+            nn.Conv1d(4, 4, 3, padding=1),
+            nn.Conv3d(1, 4, (1, 7, 7), stride=(1, 7, 7)),
+        )
+        self.up, self.up1, self.up3 = (
+            nn.ConvTranspose2d(4, 4, 1),
+            nn.ConvTranspose1d(4, 4, 1),
+            nn.ConvTranspose3d(4, 4, 1),
+        )
+        self.attention, self.embedding = (
+            nn.MultiheadAttention(16, 2, batch_first=True),
+            nn.Embedding(4, 16),
+        )
         self.pair = nn.Bilinear(16, 16, 16)
 
     def forward(self, x):
@@ -488,9 +556,13 @@ class Odd(nn.Module):
         return self.head(torch.relu(self.pair(x, x)))
 
 
-def test_every_convolution_and_linear_layer_is_pruned_and_the_rest_is_named(small_args, monkeypatch, capsys):
+def test_every_convolution_and_linear_layer_is_pruned_and_the_rest_is_named(
+    small_args, monkeypatch, capsys
+):
     monkeypatch.setattr(archs, "build", lambda *_: Odd())
-    args = small_args(end_iter=1, prune_iterations=2, prune_percent_output=50, prune_percent_conv=30)
+    args = small_args(
+        end_iter=1, prune_iterations=2, prune_percent_output=50, prune_percent_conv=30
+    )
     main.main(args)
     masks = torch.load(utils.Files(args).ticket(1), weights_only=True)["masks"]
     gone = {name: round(100 * (~mask).double().mean().item()) for name, mask in masks.items()}
@@ -512,11 +584,14 @@ def test_the_output_is_the_layer_that_runs_last(head_first, output, small_args, 
 
     sizes = ((784, 10), (784, 784)) if head_first else ((784, 784), (784, 10))
     model = Swapped(nn.Linear(*sizes[0]), nn.Flatten(), nn.Linear(*sizes[1]))
-    found = main.percents(small_args(prune_percent_output=5), model)
+    args = small_args(prune_percent_output=5)
+    found = main.layer_percents(args, model, main.output_layer(args, model))
     assert found == {name: 5 if name == output else 20 for name in ("0.weight", "2.weight")}
 
 
-def test_a_parametrized_weight_is_named_as_not_pruned_and_its_layer_is_the_output_all_the_same(small_args, monkeypatch, capsys):
+def test_a_parametrized_weight_is_named_as_not_pruned_and_its_layer_is_the_output_all_the_same(
+    small_args, monkeypatch, capsys
+):
     def build(*_):
         head = nn.utils.parametrizations.weight_norm(nn.Linear(20, 10))
         return nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.ReLU(), head)
@@ -524,19 +599,24 @@ def test_a_parametrized_weight_is_named_as_not_pruned_and_its_layer_is_the_outpu
     monkeypatch.setattr(archs, "build", build)
     main.main(small_args(prune_iterations=2, end_iter=1, prune_percent_output=90))
     output = capsys.readouterr().out
-    assert "not pruned: 3.parametrizations.weight.original0 (10, 1), 3.parametrizations.weight.original1 (10, 20)" in output
+    weight = "3.parametrizations.weight"
+    assert f"not pruned: {weight}.original0 (10, 1), {weight}.original1 (10, 20)\n" in output
     assert "1.weight       15680       12544    80.00" in output
 
 
 def test_a_network_without_anything_to_prune_is_one_line(small_args, monkeypatch):
-    monkeypatch.setattr(archs, "build", lambda *_: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)))
+    monkeypatch.setattr(
+        archs, "build", lambda *_: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))
+    )
     with pytest.raises(utils.BadInput, match="no convolution or linear layer"):
         main.main(small_args())
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("graph", ["frozen", "unused"])
-def test_frozen_and_unused_parameters_stay_as_they_are(graph, optimizer, small_args, starts, monkeypatch):
+def test_frozen_and_unused_parameters_stay_as_they_are(
+    graph, optimizer, small_args, starts, monkeypatch
+):
     """The others learn as with torch.optim's own classes."""
 
     class Net(nn.Sequential):
@@ -544,7 +624,12 @@ def test_frozen_and_unused_parameters_stay_as_they_are(graph, optimizer, small_a
             return self[2](torch.relu(self[1](self[0](x))))
 
     def build(*_):
-        net = Net(nn.Flatten(), nn.Linear(784, 8), nn.Linear(8, 10), *([nn.Linear(3, 3)] if graph == "unused" else []))
+        net = Net(
+            nn.Flatten(),
+            nn.Linear(784, 8),
+            nn.Linear(8, 10),
+            *([nn.Linear(3, 3)] if graph == "unused" else []),
+        )
         if graph == "frozen":
             net[1].requires_grad_(False)
         return net
@@ -552,12 +637,21 @@ def test_frozen_and_unused_parameters_stay_as_they_are(graph, optimizer, small_a
     monkeypatch.setattr(archs, "build", build)
     args = small_args(prune_iterations=2, optimizer=optimizer, lr=0.01, weight_decay=0.1)
     main.main(args)
-    data = main.load_data(args, torch.device("cpu"))
-    kind = {"adam": ADAM, "sgd": lambda *rest, **options: SGD(*rest, momentum=0.9, **options)}[optimizer]
+    data = trial_data(args)
+    kind = {"adam": ADAM, "sgd": lambda *rest, **options: SGD(*rest, momentum=0.9, **options)}[
+        optimizer
+    ]
     still = ("1.weight", "1.bias") if graph == "frozen" else ("3.weight", "3.bias")
     for round_, (state, masks) in enumerate(starts):
         expected, _ = train_plainly(
-            args, state, masks, data, round_, lambda p: kind(p, 0.01, fused=True, weight_decay=0.1), range(40), lambda _: 0.01
+            args,
+            state,
+            masks,
+            data,
+            round_,
+            lambda p: kind(p, 0.01, fused=True, weight_decay=0.1),
+            range(40),
+            lambda _: 0.01,
         )
         final = torch.load(utils.Files(args).ticket(round_), weights_only=True)["final"]
         assert all(torch.equal(final[name], tensor) for name, tensor in expected.items())

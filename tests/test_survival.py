@@ -1,4 +1,4 @@
-"""A run is never lost: kills, signals, full disks, damaged and hostile files, two processes at once."""
+"""Runs survive kills, signals, full disks, damaged and hostile files, and a second process."""
 
 import contextlib
 import errno
@@ -36,7 +36,9 @@ FLAGS = ("--dataset=digits", "--gpu=cpu", "--prune_percent=20")
 @pytest.fixture
 def tiny(monkeypatch, undrawn):
     """A network whose checkpoints have a few kilobytes."""
-    monkeypatch.setattr(archs, "build", lambda *_: nn.Sequential(nn.Flatten(), nn.MaxPool1d(112), nn.Linear(7, 10)))
+    monkeypatch.setattr(
+        archs, "build", lambda *_: nn.Sequential(nn.Flatten(), nn.MaxPool1d(112), nn.Linear(7, 10))
+    )
 
 
 def run(args, **changes):
@@ -62,13 +64,19 @@ def test_killed_at_random_moments_a_run_ends_as_if_undisturbed():
 
 def contents(args):
     """Everything that a run wrote, by path, but for the lock."""
-    return {path: path.read_bytes() for path in Path(args.output_dir).rglob("*.*") if path.suffix != ".lock"}
+    return {
+        path: path.read_bytes()
+        for path in Path(args.output_dir).rglob("*.*")
+        if path.suffix != ".lock"
+    }
 
 
-def test_a_finished_run_says_so_and_needs_neither_data_nor_training(small_args, capsys, monkeypatch):
+def test_a_finished_run_says_so_and_needs_neither_data_nor_training(
+    small_args, capsys, monkeypatch
+):
     run(small_args())
     before = contents(small_args())
-    for name in ("load_data", "last_layer", "train"):
+    for name in ("load_data", "output_layer", "train"):
         monkeypatch.setattr(main, name, None)
     run(small_args())
     run(small_args(prune_iterations=2))
@@ -76,7 +84,9 @@ def test_a_finished_run_says_so_and_needs_neither_data_nor_training(small_args, 
     assert contents(small_args()) == before
 
 
-def test_a_start_of_a_finished_run_writes_arrays_log_and_missing_figures_again(small_args, monkeypatch):
+def test_a_start_of_a_finished_run_writes_arrays_log_and_missing_figures_again(
+    small_args, monkeypatch
+):
     args = small_args(end_iter=3)
     run(args)
     before = contents(args)
@@ -94,7 +104,9 @@ def test_a_start_of_a_finished_run_writes_arrays_log_and_missing_figures_again(s
 
 def test_more_rounds_extend_a_run_as_if_asked_for_at_first(small_args, tmp_path):
     run(small_args(prune_iterations=2))
-    assert run(small_args(prune_iterations=4)) == run(small_args(prune_iterations=4, output_dir=tmp_path / "at once"))
+    assert run(small_args(prune_iterations=4)) == run(
+        small_args(prune_iterations=4, output_dir=tmp_path / "at once")
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,12 +123,15 @@ def test_more_rounds_extend_a_run_as_if_asked_for_at_first(small_args, tmp_path)
     ],
 )
 def test_other_settings_are_refused_and_the_difference_is_named(change, small_args):
-    args, other = small_args(prune_iterations=1, end_iter=1), small_args(**{"prune_iterations": 1, "end_iter": 1, **change})
+    args, other = (
+        small_args(prune_iterations=1, end_iter=1),
+        small_args(**{"prune_iterations": 1, "end_iter": 1, **change}),
+    )
     before = run(args)
     (name,) = change
-    with pytest.raises(
-        utils.BadInput, match=rf"with {re.escape(str(getattr(args, name)))} for --{name}, not .*--output_dir.*--overwrite"
-    ):
+    value = re.escape(str(getattr(args, name)))
+    message = rf"with --{name}={value}, not .*--output_dir.*--overwrite"
+    with pytest.raises(utils.BadInput, match=message):
         run(other)
     assert files(args) == before
 
@@ -148,7 +163,7 @@ def test_results_without_a_checkpoint_are_not_overwritten(small_args):
     before = run(args)
     for path in utils.Files(args).saves.glob("checkpoint*"):
         path.unlink()
-    with pytest.raises(utils.BadInput, match=r"without a checkpoint.*--overwrite"):
+    with pytest.raises(utils.BadInput, match=r"no checkpoint to resume from.*--overwrite"):
         run(args)
     assert files(args) == before
 
@@ -185,8 +200,17 @@ def test_a_checkpoint_comes_at_least_every_half_minute(small_args, monkeypatch):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_the_step_and_say_how_to_go_on(number, status, tmp_path, small_args):
-    flags = [sys.executable, "main.py", *FLAGS, "--prune_iterations=2", "--end_iter=10", f"--output_dir={tmp_path}"]
-    process = subprocess.Popen(flags, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    flags = [
+        sys.executable,
+        "main.py",
+        *FLAGS,
+        "--prune_iterations=2",
+        "--end_iter=10",
+        f"--output_dir={tmp_path}",
+    ]
+    process = subprocess.Popen(
+        flags, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     checkpoint = tmp_path / "saves/fc1/digits/checkpoint_lt.pth.tar"
     while not checkpoint.exists():
         assert process.poll() is None, process.stderr.read()
@@ -194,9 +218,10 @@ def test_signals_end_the_step_and_say_how_to_go_on(number, status, tmp_path, sma
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == status
-    assert error.splitlines()[-1].startswith(f"main.py: stopped: {number.name} in round")
-    assert "The same command goes on from here" in error
-    assert "Without --overwrite, the same command" in str(utils.Stopped(number, "in round 0", overwrite=True))
+    assert error.splitlines()[-1].startswith(f"main.py: stopped by {number.name} in round ")
+    assert "; run the same command to resume" in error
+    stop = utils.Stopped(number, "round 0", overwrite=True)
+    assert "run the same command without --overwrite to resume" in str(stop)
     args = small_args(prune_iterations=2, end_iter=10)
     expected = run(args)
     assert run(args, output_dir=str(tmp_path)) == expected
@@ -208,7 +233,15 @@ def test_signals_end_the_step_and_say_how_to_go_on(number, status, tmp_path, sma
 def limited(folder, limit, *more):
     """Run main.py in a process whose files cannot grow beyond `limit` bytes, as on a full disk."""
     return subprocess.run(
-        [sys.executable, "main.py", *FLAGS, "--prune_iterations=2", "--end_iter=2", f"--output_dir={folder}", *more],
+        [
+            sys.executable,
+            "main.py",
+            *FLAGS,
+            "--prune_iterations=2",
+            "--end_iter=2",
+            f"--output_dir={folder}",
+            *more,
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -216,7 +249,7 @@ def limited(folder, limit, *more):
     )
 
 
-# The initial weights have 1.1 MB, a checkpoint 4.3 MB, a ticket 2.4 MB; figures and events tens of kilobytes.
+# The initial weights have 1.1 MB, a checkpoint 4.3 MB, a ticket 2.4 MB, figures and events less.
 @pytest.mark.parametrize("limit", [100, 2_000_000])
 def test_files_that_cannot_grow_are_one_line_and_the_run_goes_on_later(limit, tmp_path, small_args):
     result = limited(tmp_path, limit)
@@ -235,14 +268,18 @@ def small_disk(tmp_path):
     """A disk of a few megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("mounting is not allowed; the limits on file size test the same")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_costs_nothing_and_the_run_goes_on_when_there_is_space(small_disk, small_args, monkeypatch):
+def test_a_full_disk_costs_nothing_and_the_run_goes_on_when_there_is_space(
+    small_disk, small_args, monkeypatch
+):
     ballast, left, unraised = small_disk / "ballast", 11_800_000, []
     monkeypatch.setattr(sys, "unraisablehook", unraised.append)
     args = small_args(prune_iterations=3, end_iter=2)
@@ -285,7 +322,9 @@ def test_an_event_that_cannot_be_written_leaves_no_file_open(last, small_args, t
     assert all(file.closed for file in opened)
 
 
-@pytest.mark.parametrize(("number", "fails"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+@pytest.mark.parametrize(
+    ("number", "fails"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)]
+)
 def test_a_file_system_that_cannot_sync_will_do(number, fails, small_args, tiny, monkeypatch):
     def fsync(_):
         raise OSError(number, "fsync")
@@ -301,7 +340,9 @@ def fill_a_gpu():
     raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
 
-@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**45), lambda: np.empty(2**50), fill_a_gpu])
+@pytest.mark.parametrize(
+    "allocate", [lambda: torch.empty(2**45), lambda: np.empty(2**50), fill_a_gpu]
+)
 def test_too_little_memory_is_one_line(allocate, capsys):
     with pytest.raises(SystemExit) as stop, utils.one_line_errors("main.py"):
         allocate()
@@ -347,18 +388,24 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(small_args, capsys, tm
     assert files(args) == expected
 
 
-def test_a_finished_run_whose_checkpoint_is_damaged_trains_the_rest_again(small_args, tmp_path, monkeypatch, capsys):
+def test_a_finished_run_whose_checkpoint_is_damaged_trains_the_rest_again(
+    small_args, tmp_path, monkeypatch, capsys
+):
     """From within its last round, whose arrays must not follow from half of its rows."""
     args = small_args(prune_iterations=2)
     expected = run(small_args(prune_iterations=2, output_dir=tmp_path / "undisturbed"))
-    ticks, tick = itertools.count(1), utils.Log.tick
+    ticks, tick = itertools.count(1), utils.Log.step
     with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
-        patch.setattr(utils.Log, "tick", lambda log: (tick(log), next(ticks) == 70 and signal.raise_signal(signal.SIGTERM)))
+        patch.setattr(
+            utils.Log,
+            "step",
+            lambda log: (tick(log), next(ticks) == 70 and signal.raise_signal(signal.SIGTERM)),
+        )
         run(args)
     found = utils.Files(args)
     within = found.checkpoint.read_bytes()
     run(args)
-    found.before.write_bytes(within)
+    found.previous_checkpoint.write_bytes(within)
     found.checkpoint.write_bytes(b"junk")
     assert run(args) == expected
     assert "finished: " not in capsys.readouterr().out
@@ -382,7 +429,7 @@ def test_a_damaged_checkpoint_is_never_renamed_over_the_one_before(small_args, c
 
     monkeypatch.setattr(Path, "replace", look)
     run(args, prune_iterations=3)
-    assert found.before in renamed
+    assert found.previous_checkpoint in renamed
 
 
 def test_damage_at_any_place_is_found(small_args, tiny):
@@ -396,7 +443,9 @@ def test_damage_at_any_place_is_found(small_args, tiny):
     for place in (*range(0, directory, 10), *range(directory, len(whole))):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
-            assert same(utils.load_checkpoint(path, keys), good), f"byte {place}"  # padding between the parts
+            assert same(utils.load_checkpoint(path, keys), good), (
+                f"byte {place}"
+            )  # padding between the parts
         except utils.BadInput:
             found += 1
     assert found > len(whole) / 10 / 4
@@ -436,7 +485,10 @@ def test_pickles_are_refused_and_never_executed(small_args, tmp_path, capsys):
     args, mark = small_args(prune_iterations=1, end_iter=1), tmp_path / "mark"
     run(args)
     hostile = [pickle.dumps(Mark(mark), protocol=protocol) for protocol in (0, 2, 5)]
-    for save in (torch.save, lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False)):
+    for save in (
+        torch.save,
+        lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+    ):
         save({"model": Mark(mark), "masks": {}}, tmp_path / "hostile.pt")
         hostile.append((tmp_path / "hostile.pt").read_bytes())
     np.save(tmp_path / "hostile.npy", np.array([Mark(mark)], dtype=object), allow_pickle=True)
@@ -458,12 +510,19 @@ def test_pickles_are_refused_and_never_executed(small_args, tmp_path, capsys):
         utils.load_checkpoint(tmp_path / "hostile.pt", {})
 
 
-def test_initial_weights_that_are_hostile_other_or_gone_change_nothing_and_are_put_back(small_args, tmp_path):
+def test_initial_weights_that_are_hostile_other_or_gone_change_nothing_and_are_put_back(
+    small_args, tmp_path
+):
     path = utils.Files(small_args()).initial
     expected = run(small_args(prune_iterations=5, end_iter=1))
     whole = torch.load(path, weights_only=True)
     run(small_args(prune_iterations=1, end_iter=1), overwrite=True)
-    contents = (Mark(tmp_path / "mark"), {"1.weight": torch.zeros(2)}, archs.build("digits", "fc1").state_dict(), None)
+    contents = (
+        Mark(tmp_path / "mark"),
+        {"1.weight": torch.zeros(2)},
+        archs.build("digits", "fc1").state_dict(),
+        None,
+    )
     for rounds, content in enumerate(contents, start=2):
         path.unlink()
         if content is not None:
@@ -480,7 +539,7 @@ def test_a_checkpoint_holds_the_state_alone_so_that_another_device_can_take_it_u
     saved = torch.load(utils.Files(args).checkpoint, weights_only=True)
     assert saved.keys() == {"state", "args", "made_by"}
     assert {name: saved["args"][name] for name in vars(args)} == vars(args)
-    assert utils.alike(vars(main.new_state(args, main.new_model(args, 0))), saved["state"])
+    assert utils.same_structure(vars(main.new_state(args, main.new_model(args, 0))), saved["state"])
 
 
 # Fuzzing
@@ -495,12 +554,27 @@ flags = st.sampled_from(sorted(vars(main.parse_args([])))) | st.text(max_size=10
 
 
 # What stands in a checkpoint where something else should.
-wrong = st.none() | st.integers(-3, 3) | st.text(max_size=3) | st.lists(st.integers(), max_size=2) | st.just({"a": {}})
+wrong = (
+    st.none()
+    | st.integers(-3, 3)
+    | st.text(max_size=3)
+    | st.lists(st.integers(), max_size=2)
+    | st.just({"a": {}})
+)
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["model", "initial", "best", "masks", "moments", "loss", "state", "args", "made_by"]), wrong)
-def test_a_checkpoint_with_anything_in_it_is_taken_up_or_refused(tmp_path, small_args, tiny, name, content):
+@settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.sampled_from(
+        ["model", "initial", "best", "masks", "optimizer_state", "loss", "state", "args", "made_by"]
+    ),
+    wrong,
+)
+def test_a_checkpoint_with_anything_in_it_is_taken_up_or_refused(
+    tmp_path, small_args, tiny, name, content
+):
     args = small_args(prune_iterations=1, end_iter=1)
     path, original = utils.Files(args).saves / "checkpoint_lt.pth.tar", tmp_path / "original"
     if not original.exists():
@@ -510,14 +584,18 @@ def test_a_checkpoint_with_anything_in_it_is_taken_up_or_refused(tmp_path, small
     saved = torch.load(original, weights_only=True)
     (saved if name in saved else saved["state"])[name] = content
     torch.save(saved, path)
-    (utils.Files(args).dumps / "lt_compression.dat").unlink(missing_ok=True)  # not finished, so that all of it is used
+    (utils.Files(args).dumps / "lt_compression.dat").unlink(
+        missing_ok=True
+    )  # not finished, so that all of it is used
     try:
         run(args)
     except (utils.BadInput, utils.Failure) as error:
         assert str(error)
 
 
-@pytest.mark.parametrize("spoilt", [None, b"", b'{"round": 0}\n[1]\n{"rou', b"\x80\xff\n", b'{"round": 9}\n' * 50])
+@pytest.mark.parametrize(
+    "spoilt", [None, b"", b'{"round": 0}\n[1]\n{"rou', b"\x80\xff\n", b'{"round": 9}\n' * 50]
+)
 def test_a_spoilt_log_and_array_are_whole_again_when_the_run_resumes(spoilt, small_args, tiny):
     log = utils.Files(small_args()).log
     run(small_args(prune_iterations=2, end_iter=2))
@@ -533,7 +611,9 @@ def test_a_spoilt_log_and_array_are_whole_again_when_the_run_resumes(spoilt, sma
     assert log.read_bytes().startswith(whole)
     assert losses.read_bytes() == before
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [(row["round"], row["epoch"]) for row in rows] == [(r, epoch) for r in range(3) for epoch in (1, 2)]
+    assert [(row["round"], row["epoch"]) for row in rows] == [
+        (r, epoch) for r in range(3) for epoch in (1, 2)
+    ]
 
 
 # What changes under a run
@@ -541,7 +621,9 @@ def test_a_spoilt_log_and_array_are_whole_again_when_the_run_resumes(spoilt, sma
 
 def test_a_network_edited_with_equal_shapes_is_another_network(small_args, monkeypatch):
     def build(activation):
-        return lambda *_: nn.Sequential(nn.Flatten(), nn.MaxPool1d(112), nn.Linear(7, 9), activation(), nn.Linear(9, 10))
+        return lambda *_: nn.Sequential(
+            nn.Flatten(), nn.MaxPool1d(112), nn.Linear(7, 9), activation(), nn.Linear(9, 10)
+        )
 
     monkeypatch.setattr(archs, "build", build(nn.ReLU))
     run(small_args(prune_iterations=1, end_iter=1))
@@ -556,7 +638,11 @@ def test_data_that_changed_is_named_as_that(change, small_args, tiny, monkeypatc
 
     def other(dataset, data_dir, train):
         images, labels = load(dataset, data_dir, train)
-        changed = {"labels": (images, labels.roll(1)), "size": (images[:-50], labels[:-50]), "pixels": (255 - images, labels)}
+        changed = {
+            "labels": (images, labels.roll(1)),
+            "size": (images[:-50], labels[:-50]),
+            "pixels": (255 - images, labels),
+        }
         return changed.get(change, (images, labels))
 
     run(small_args(prune_iterations=1, end_iter=1))
@@ -570,21 +656,27 @@ def test_data_that_changed_is_named_as_that(change, small_args, tiny, monkeypatc
 def test_other_code_and_versions_are_noted_and_recorded(small_args, tiny, monkeypatch, capsys):
     made = utils.provenance()
     run(small_args(prune_iterations=1, end_iter=1))
-    monkeypatch.setattr(utils, "provenance", lambda: made | {"code": "edited", "commit": "abc", "torch": "9.0"})
+    monkeypatch.setattr(
+        utils, "provenance", lambda: made | {"code": "edited", "commit": "abc", "torch": "9.0"}
+    )
     run(small_args(prune_iterations=2, end_iter=1))
     error = capsys.readouterr().err
     assert error.count("note: ") == 1
     assert f"code {made['code']}, now edited" in error
     assert f"torch {made['torch']}, now 9.0" in error
     files = utils.Files(small_args())
-    assert [torch.load(files.ticket(r), weights_only=True)["made_by"]["code"] for r in range(2)] == [made["code"], "edited"]
+    assert [
+        torch.load(files.ticket(r), weights_only=True)["made_by"]["code"] for r in range(2)
+    ] == [made["code"], "edited"]
     assert json.loads(files.settings.read_text())["made_by"]["commit"] == "abc"
 
 
 def test_a_commit_of_something_else_is_not_noted(small_args, tiny, monkeypatch, capsys):
     made = utils.provenance()
     run(small_args(prune_iterations=1, end_iter=1))
-    monkeypatch.setattr(utils, "provenance", lambda: made | {"commit": "of the README", "changed": "maybe"})
+    monkeypatch.setattr(
+        utils, "provenance", lambda: made | {"commit": "of the README", "changed": "maybe"}
+    )
     run(small_args(prune_iterations=2, end_iter=1))
     assert "note: " not in capsys.readouterr().err
 
@@ -592,7 +684,9 @@ def test_a_commit_of_something_else_is_not_noted(small_args, tiny, monkeypatch, 
 def test_the_code_that_is_recorded_is_that_of_the_experiment(tmp_path, monkeypatch):
     """A change of a line gives another digest, also where there is no git."""
     for path in ("main.py", "utils.py", "archs"):
-        (shutil.copytree if Path(ROOT, path).is_dir() else shutil.copy)(ROOT / path, tmp_path / path)
+        (shutil.copytree if Path(ROOT, path).is_dir() else shutil.copy)(
+            ROOT / path, tmp_path / path
+        )
     digests = [utils.provenance()["code"]]
     monkeypatch.setattr(utils, "__file__", str(tmp_path / "utils.py"))
     for edited in (None, "main.py", "archs/common/fc1.py"):
@@ -614,11 +708,13 @@ def test_a_setting_that_older_results_lack_counts_as_its_default(small_args, tin
     torch.save(saved, path)
     run(small_args(prune_iterations=2, end_iter=1))
     torch.save(saved, path)
-    with pytest.raises(utils.BadInput, match=r"0\.9 for --momentum, not 0\.5"):
+    with pytest.raises(utils.BadInput, match=r"--momentum=0\.9, not 0\.5"):
         run(small_args(prune_iterations=2, end_iter=1, momentum=0.5))
 
 
-def test_fewer_rounds_than_there_are_is_said_and_trains_nothing(small_args, tiny, capsys, monkeypatch):
+def test_fewer_rounds_than_there_are_is_said_and_trains_nothing(
+    small_args, tiny, capsys, monkeypatch
+):
     run(small_args(end_iter=1, prune_iterations=4))
     run(small_args(end_iter=1, prune_iterations=2))
     assert "has 4 rounds" in capsys.readouterr().out
@@ -636,7 +732,7 @@ def test_a_checkpoint_that_does_not_fit_costs_no_other(small_args, tiny):
     run(args)
     found = utils.Files(args)
     saved = torch.load(found.checkpoint, weights_only=True)
-    torch.save(saved | {"state": {}}, found.before)
+    torch.save(saved | {"state": {}}, found.previous_checkpoint)
     found.checkpoint.write_bytes(b"junk")
     with pytest.raises(utils.BadInput, match="another network or version"):
         run(args, prune_iterations=2)

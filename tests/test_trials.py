@@ -1,4 +1,4 @@
-"""Several seeds by one command, in one process or dealt out by torchrun, with a process that dies."""
+"""Several seeds by one command, in one process or under torchrun, even if a process dies."""
 
 import os
 import signal
@@ -18,11 +18,20 @@ import main
 import utils
 from conftest import ROOT
 
-FLAGS = ("--dataset=digits", "--prune_percent=20", "--prune_iterations=3", "--end_iter=10", "--gpu=cpu")
+FLAGS = (
+    "--dataset=digits",
+    "--prune_percent=20",
+    "--prune_iterations=3",
+    "--end_iter=10",
+    "--gpu=cpu",
+)
 
 
 def files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*.dat"))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*.dat"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +59,9 @@ def test_every_trial_falls_to_one_process(processes, monkeypatch):
     found = []
     for rank in range(processes):
         monkeypatch.setenv("RANK", str(rank))
-        found += [trial.seed for trial in utils.trials(main.parse_args(["--seed=10", "--trials=5"]))]
+        found += [
+            trial.seed for trial in utils.trials(main.parse_args(["--seed=10", "--trials=5"]))
+        ]
     assert sorted(found) == [10, 11, 12, 13, 14]
 
 
@@ -75,7 +86,12 @@ def test_a_process_of_torchrun_trains_on_the_gpu_that_is_its_turn(small_args, mo
     picked, reported = [], []
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+    for name, value in (
+        ("TORCHELASTIC_RUN_ID", "x"),
+        ("WORLD_SIZE", "2"),
+        ("LOCAL_WORLD_SIZE", "2"),
+        ("LOCAL_RANK", "1"),
+    ):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(utils, "report", lambda failures: reported.append(failures))
     monkeypatch.setattr(main, "pick_device", lambda gpu: picked.append(gpu) or torch.device("cpu"))
@@ -84,7 +100,10 @@ def test_a_process_of_torchrun_trains_on_the_gpu_that_is_its_turn(small_args, mo
     assert reported == [[]]
 
 
-@pytest.mark.parametrize(("flags", "advice"), [({"trials": 1}, "2 processes for --trials=1"), ({"trials": 2}, "--overwrite")])
+@pytest.mark.parametrize(
+    ("flags", "advice"),
+    [({"trials": 1}, "2 processes for --trials=1"), ({"trials": 2}, "--overwrite")],
+)
 def test_what_torchrun_cannot_do_is_refused(flags, advice, small_args, monkeypatch):
     args = small_args(**flags)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
@@ -96,9 +115,13 @@ def test_what_torchrun_cannot_do_is_refused(flags, advice, small_args, monkeypat
 
 def test_a_signal_at_the_end_of_a_trial_stops_the_others_too(small_args, monkeypatch):
     figure = combine_plots.plot_round
-    monkeypatch.setattr(combine_plots, "plot_round", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), figure(*args)))
+    monkeypatch.setattr(
+        combine_plots,
+        "plot_round",
+        lambda *args: (os.kill(os.getpid(), signal.SIGTERM), figure(*args)),
+    )
     args = small_args(prune_iterations=1, end_iter=1, trials=3)
-    with pytest.raises(utils.Stopped, match="SIGTERM in round 0 of seed 0, after 20 iterations"):
+    with pytest.raises(utils.Stopped, match="SIGTERM in round 0 of seed 0 after 20 iterations"):
         main.main(args)
     monkeypatch.undo()
     assert not utils.Files(small_args(seed=1)).dumps.exists()
@@ -114,9 +137,14 @@ def children(process):
 
 
 def torchrun(processes, *command, restarts=0):
-    """Start a command in processes of torchrun, each with a single thread, as the runs to compare with have."""
+    """Start a command under torchrun, with one thread per process like the runs compared with."""
     cores = set(sorted(os.sched_getaffinity(0))[:2])
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    launcher = [
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        f"--max-restarts={restarts}",
+    ]
     return subprocess.Popen(
         [sys.executable, "-m", *launcher, *map(str, command)],
         cwd=ROOT,
@@ -128,7 +156,9 @@ def torchrun(processes, *command, restarts=0):
 
 
 def test_torchrun_deals_trials_out_and_a_process_that_is_killed_goes_on(tmp_path, one_by_one):
-    process = torchrun(2, "main.py", *FLAGS, "--seed=3", "--trials=4", f"--output_dir={tmp_path}", restarts=2)
+    process = torchrun(
+        2, "main.py", *FLAGS, "--seed=3", "--trials=4", f"--output_dir={tmp_path}", restarts=2
+    )
     saves = tmp_path / "saves/fc1/digits"
     deadline = time.monotonic() + 120
     while not all((saves / f"seed{seed}/0_model_lt.pth.tar").exists() for seed in (3, 4)):
@@ -167,22 +197,32 @@ def test_under_torchrun_a_trial_that_fails_waits_for_those_that_train(tmp_path, 
     output = tmp_path / "output"
     main.main(main.parse_args([*FLAGS, f"--output_dir={output}", "--seed=3"]))
     (tmp_path / "failing.py").write_text(FAILING)
-    process = torchrun(3, tmp_path / "failing.py", ROOT, *FLAGS, "--seed=3", "--trials=3", f"--output_dir={output}")
+    process = torchrun(
+        3, tmp_path / "failing.py", ROOT, *FLAGS, "--seed=3", "--trials=3", f"--output_dir={output}"
+    )
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     before, error, _ = text.partition("main.py: error: not today, in seed 4")
     assert error
     assert "round 2 of seed 5: test accuracy" in before
     assert "note:" not in text
-    expected = {name: content for name, content in one_by_one.items() if "seed3/" in name or "seed5/" in name}
-    assert {name: content for name, content in files(output).items() if "seed4/" not in name} == expected
+    expected = {
+        name: content
+        for name, content in one_by_one.items()
+        if "seed3/" in name or "seed5/" in name
+    }
+    assert {
+        name: content for name, content in files(output).items() if "seed4/" not in name
+    } == expected
 
 
 # What is decided for all trials at once
 
 
 def network(width):
-    return lambda *_: nn.Sequential(nn.Flatten(), nn.MaxPool1d(112), nn.Linear(7, width), nn.ReLU(), nn.Linear(width, 10))
+    return lambda *_: nn.Sequential(
+        nn.Flatten(), nn.MaxPool1d(112), nn.Linear(7, width), nn.ReLU(), nn.Linear(width, 10)
+    )
 
 
 def test_overwriting_clears_all_trials_before_the_first_begins(small_args, monkeypatch):
@@ -204,15 +244,20 @@ def test_overwriting_clears_all_trials_before_the_first_begins(small_args, monke
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_is_wrong_with_a_later_trial_keeps_the_first_from_starting(overwrite, small_args, monkeypatch):
+def test_what_is_wrong_with_a_later_trial_keeps_the_first_from_starting(
+    overwrite, small_args, monkeypatch
+):
     main.main(small_args(prune_iterations=1, end_iter=1, seed=2, lr=0.01))
     before = files(small_args().output_dir)
     args = small_args(prune_iterations=1, end_iter=1, trials=3)
     args.overwrite = overwrite
-    with FileLock(utils.Files(small_args(seed=2)).lock), pytest.raises(utils.BadInput, match="another process"):
+    with (
+        FileLock(utils.Files(small_args(seed=2)).lock),
+        pytest.raises(utils.BadInput, match="another process"),
+    ):
         main.main(args)
     args.val_size = 5000
-    with pytest.raises(utils.BadInput, match="--val_size" if overwrite else "0.01 for --lr"):
+    with pytest.raises(utils.BadInput, match="--val_size" if overwrite else "--lr=0.01, not"):
         main.main(args)
     assert files(args.output_dir) == before
     assert not utils.Files(args).dumps.joinpath("lt_log.jsonl").exists()
@@ -243,7 +288,10 @@ def test_a_trial_that_fails_ends_no_other_and_is_named_in_the_end(small_args, mo
             main.main(small_args(prune_iterations=1, end_iter=1, trials=3))
         assert trained == expected
         trained.clear()
-        assert capsys.readouterr().err.count("failed: the loss is not finite in round 0 of seed 0") == 1
+        assert (
+            capsys.readouterr().err.count("failed: the loss is not finite in round 0 of seed 0")
+            == 1
+        )
     assert [utils.Files(small_args(seed=seed)).rounds() for seed in range(3)] == [0, 1, 0]
 
 

@@ -4,12 +4,14 @@ from torch import from_numpy
 from torchvision.datasets import CIFAR10
 
 CHANNELS, SIZE, CLASSES = 3, 32, 10
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images' pixels in 0..1
+MEAN = (0.4914, 0.4822, 0.4465)  # of the training images' pixels in 0..1
+STD = (0.2470, 0.2435, 0.2616)
 VAL_SIZE = 5000
 PARTS = dict(CIFAR10.train_list + CIFAR10.test_list)
 FILES = [f"{CIFAR10.base_folder}/{name}" for name in (*PARTS, CIFAR10.meta["filename"])]
 
 
 def load(data_dir, train):
-    data = CIFAR10(data_dir, train=train, download=True)  # reads files of the published checksums only
+    # torchvision reads pickles here, but only files with the published checksums.
+    data = CIFAR10(data_dir, train=train, download=True)
     return from_numpy(data.data).permute(0, 3, 1, 2), data.targets

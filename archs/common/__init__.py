@@ -1,1 +1,1 @@
-"""Architectures for every dataset: one file each, with build(channels, size, classes) -> nn.Module."""
+"""Architectures for all datasets: a file each, with build(channels, size, classes) -> nn.Module."""

@@ -1,10 +1,11 @@
-"""AlexNet (Krizhevsky et al., 2012) in its usual variant for 32x32 images: 3x3 convolutions and 2x2 pools."""
+"""AlexNet (Krizhevsky et al., 2012) in the usual variant for 32x32: 3x3 convolutions, 2x2 pools."""
 
 from torch import nn
 
 
 def build(channels, size, classes):
-    pad = 1 + max(0, 32 - size) // 2  # smaller images are padded to 32x32, which leaves 2x2 after the last pool
+    # Smaller images are padded to 32x32, so that 2x2 pixels remain after the last pool.
+    pad = 1 + max(0, 32 - size) // 2
     return nn.Sequential(
         nn.Conv2d(channels, 64, 3, stride=2, padding=pad),
         nn.ReLU(),

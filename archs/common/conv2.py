@@ -1,11 +1,15 @@
-"""The paper's Conv-2: two 3x3 convolutions and a pool, a small VGG, with two hidden layers of 256 units."""
+"""The paper's Conv-2, a small VGG: two 3x3 convolutions, a pool, and two hidden layers of 256."""
 
 from torch import nn
 from torchvision.models import vgg
 
 
 def build(channels, size, classes, convolutions=(64, 64, "M")):
-    """Conv-4 and Conv-6 differ in `convolutions`, their channels in turn, with "M" for a pool that halves the image."""
+    """Return the network.
+
+    Conv-4 and Conv-6 differ only in `convolutions`: their numbers of channels in order, and "M" for
+    a pool that halves the image.
+    """
     layers = vgg.make_layers(convolutions)
     layers[0] = nn.Conv2d(channels, 64, 3, padding=1)
     side = size >> convolutions.count("M")

@@ -1,4 +1,4 @@
-"""The paper's Conv-4: as Conv-2, with two convolutions of 128 channels and a pool more."""
+"""The paper's Conv-4: Conv-2 with two more convolutions, of 128 channels, and another pool."""
 
 from archs.common import conv2
 

@@ -1,7 +1,7 @@
-"""The paper's Conv-6: as Conv-4, with two convolutions of 256 channels and a pool more.
+"""The paper's Conv-6: Conv-4 with two more convolutions, of 256 channels, and another pool.
 
-It has 2.26 million weights at 32x32, by the same padding as Conv-2 and Conv-4, whose numbers are the paper's; the paper
-gives 1.7 million.
+For 32x32 images it has 2.26 million weights; the paper says 1.7 million. Conv-2 and Conv-4, with
+the same padding, have as many as in the paper.
 """
 
 from archs.common import conv2

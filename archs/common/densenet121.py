@@ -1,4 +1,4 @@
-"""DenseNet-121 (Huang et al., 2017) from torchvision, with the usual stem for 32x32 images: 3x3, stride 1, no pool."""
+"""DenseNet-121 (Huang et al., 2017) from torchvision, for 32x32: a 3x3 stem without a pool."""
 
 from torch import nn
 from torchvision import models

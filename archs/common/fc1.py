@@ -1,4 +1,4 @@
-"""The paper's "Lenet": fully connected, 300 and 100 hidden units (LeNet-300-100 of LeCun et al., 1998)."""
+"""The paper's "Lenet", LeNet-300-100 (LeCun et al., 1998): hidden layers of 300 and 100 units."""
 
 from torch import nn
 

@@ -1,6 +1,6 @@
-"""ResNet-18 (He et al., 2016) from torchvision, with the usual stem for 32x32 images: 3x3, stride 1, no pool.
+"""ResNet-18 (He et al., 2016) from torchvision, with a stem for 32x32: 3x3, stride 1, no pool.
 
-The paper's "Resnet-18" is another network, the 20-layer ResNet for CIFAR.
+The paper's "Resnet-18" is another network: the 20-layer ResNet for CIFAR, here `resnet20`.
 """
 
 from torch import nn

@@ -1,6 +1,7 @@
-"""The paper's "Resnet-18": the ResNet for CIFAR with 20 layers (He et al., 2016), of torchvision's blocks.
+"""The paper's "Resnet-18": the 20-layer ResNet for CIFAR (He et al., 2016).
 
-Its shortcuts have 1x1 convolutions where the image is halved, which the paper's count of 270 thousand weights includes.
+It consists of torchvision's blocks. Shortcuts that halve the image have 1x1 convolutions, which the
+paper's count of 270 thousand weights includes.
 """
 
 from torch import nn
@@ -22,8 +23,12 @@ def build(channels, size, classes):
 
 
 def stage(inputs, outputs, stride):
-    """Three blocks, the first of which changes the number of channels and halves the image where `stride` is 2."""
-    shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs)) if stride > 1 else None
+    """Return three blocks; the first changes the channels and, with stride 2, halves the image."""
+    shortcut = None
+    if stride > 1:
+        shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
     return nn.Sequential(
-        BasicBlock(inputs, outputs, stride, shortcut), BasicBlock(outputs, outputs), BasicBlock(outputs, outputs)
+        BasicBlock(inputs, outputs, stride, shortcut),
+        BasicBlock(outputs, outputs),
+        BasicBlock(outputs, outputs),
     )

@@ -1,6 +1,6 @@
-"""The paper's VGG-19 for 32x32 (Simonyan & Zisserman, 2015) with batch norm: sixteen convolutions, then an average pool.
+"""The paper's VGG-19 for 32x32 (Simonyan & Zisserman, 2015): batch norm, sixteen convolutions.
 
-torchvision's fifth pool, on 2x2, is left to that average.
+An average pool over the last 2x2 pixels replaces the fifth max pool.
 """
 
 from torch import nn

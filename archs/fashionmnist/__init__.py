@@ -1,9 +1,10 @@
-"""Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017): 60,000 + 10,000 pictures of clothes, 28x28, grey."""
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017): 60,000 + 10,000 images of clothes, 28x28, grey."""
 
 from torchvision.datasets import FashionMNIST
 
 CHANNELS, SIZE, CLASSES = 1, 28, 10
-MEAN, STD = (0.2860,), (0.3530,)  # of the training images' pixels in 0..1
+MEAN = (0.2860,)  # of the training images' pixels in 0..1
+STD = (0.3530,)
 VAL_SIZE = 5000
 FILES = [f"FashionMNIST/raw/{name.removesuffix('.gz')}" for name, _ in FashionMNIST.resources]
 

@@ -3,7 +3,8 @@
 from torchvision.datasets import MNIST
 
 CHANNELS, SIZE, CLASSES = 1, 28, 10
-MEAN, STD = (0.1307,), (0.3081,)  # of the training images' pixels in 0..1
+MEAN = (0.1307,)  # of the training images' pixels in 0..1
+STD = (0.3081,)
 VAL_SIZE = 5000
 FILES = [f"MNIST/raw/{name.removesuffix('.gz')}" for name, _ in MNIST.resources]
 
