@@ -297,7 +297,8 @@ def plot_round(path, losses, accuracies):
     """Plot a round's training losses and test accuracies, two lists of (epochs, value)."""
     with figure(path, rows=2) as ((above, below), _):
         for axes, points in ((above, losses), (below, accuracies)):
-            axes.plot(*zip(*points, strict=True), marker="o" if len(points) <= 30 else None)
+            marker = "o" if len(points) <= 30 else None
+            axes.plot(*zip(*points, strict=True), marker=marker)
         above.set_ylabel("training loss")
         below.set(xlabel="epoch", ylabel="test accuracy (%)")
         below.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -393,6 +394,7 @@ def plot_training(path, rows, title):
         for axes, curve in zip(panels, curves, strict=True):
             points = rows[rows["curve"] == curve]
             longest = points.groupby(["seed", "round"]).size().max()
+            marker = "o" if longest <= 10 else None  # a line of one point is invisible
             sns.lineplot(
                 points,
                 x="iteration",
@@ -400,7 +402,7 @@ def plot_training(path, rows, title):
                 hue="remaining",
                 hue_order=list(labels.values()),
                 errorbar=("pi", 100),
-                marker="o" if longest <= 10 else None,  # a line of one point is invisible
+                marker=marker,
                 legend=axes is panels[0],
                 ax=axes,
             )

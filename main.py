@@ -105,7 +105,7 @@ def experiment(run, data, percents):
     state = new_state(args, new_model(args, round_=0, device=data.device))
     with run:
         run.start_or_resume(state)
-        if state.round >= run.files.rounds():  # else the run stopped between two rounds
+        if state.round >= run.files.rounds():  # false if a run resumes between two rounds
             train(args, state, data, run)
         while state.round + 1 < args.prune_iterations:
             masks = next_masks(run, state, percents)
@@ -143,7 +143,7 @@ def row_due(args, iteration, steps, end):
 
 
 def evaluation_due(args, iteration, steps, end):
-    """Return whether `--valid_freq`, `--eval_iter` or the end of the round asks for one."""
+    """Return whether an evaluation is due by `--valid_freq`, `--eval_iter` or the round's end."""
     if iteration == end:
         return True
     if args.eval_iter and iteration % args.eval_iter == 0:
@@ -177,8 +177,8 @@ def prune(weights, masks, percent, scope="layer"):
         magnitudes = torch.cat([weights[name].detach().abs().flatten() for name in group])
         survivors = alive.nonzero().squeeze(1)
 
-        # Layers of equal rate are counted together: a sum of their shares, each with a rounding
-        # error of its own, could differ from the share of the sum by one weight.
+        # Layers with the same rate are counted together: rounding errors in a sum of their shares
+        # could change the count by one.
         survivors_by_rate = Counter()
         for name in group:
             survivors_by_rate[percents[name]] += int(masks[name].sum())
@@ -250,7 +250,10 @@ def random_masks(masks, current):
 
 
 def reset(args, state, masks):
-    """Start the next round: the survivors' original (reinit: new) values, a fresh optimizer."""
+    """Start the next round: reset the survivors to their original values, or to new ones (reinit).
+
+    The optimizer and everything else that the network holds are reset as well.
+    """
     state.round += 1
     state.iteration = args.rewind_iter  # training continues from where `initial` was saved
     state.seconds = 0.0
@@ -276,11 +279,11 @@ def apply_masks(model, masks):
 
 
 def pick_device(gpu):
-    """Return the torch.device for `--gpu`, set up for speed: the CPU if there is no GPU at all.
+    """Return the torch.device for `--gpu`, set up for speed.
 
-    Raises utils.BadInput if there are GPUs, but not this one.
+    Without any GPU, `--gpu=0` is the CPU. Raises utils.BadInput for other GPUs that do not exist.
     """
-    # Adam's averages of weights without gradients become denormal: ten times slower.
+    # Adam's averages of weights without gradients become denormal numbers: ten times slower.
     torch.set_flush_denormal(True)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu == "cpu":
@@ -298,7 +301,7 @@ def pick_device(gpu):
 
 
 def seeds(count, seed, *key):
-    """Return `count` seeds for torch, which depend on `seed` and `key` (round, epoch) alone.
+    """Return `count` seeds for torch, which depend on `seed` and `key` (round, epoch) only.
 
     A larger count begins with the same seeds.
     """
@@ -606,7 +609,7 @@ class Step:
         return graph
 
     @staticmethod
-    @cache  # each stream has memory of its own, which a new one each round would add to
+    @cache  # each stream has its own memory, so a new one per round would use more and more
     def capture_stream():
         return torch.cuda.Stream()
 
@@ -704,9 +707,11 @@ def measure(args, state, data, steps, end):
         if data.val is not data.test:
             _, test_accuracy = evaluate(args, state.model, data, data.test)
         state.model.train()
-        row["val_loss"] = val_loss
-        row["val_accuracy"] = val_accuracy
-        row["test_accuracy"] = test_accuracy
+        row |= {
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "test_accuracy": test_accuracy,
+        }
 
     if not all(map(math.isfinite, row.values())):
         epoch = math.ceil(state.iteration / steps)
@@ -860,7 +865,7 @@ def add_flags(parser):
 
     add = parser.add_argument_group("training").add_argument
     add("--optimizer", default="adam", choices=["adam", "sgd"],
-        help="optimizer, with torch's constants")
+        help="optimizer, with torch's default constants")
     add("--lr", default=1.2e-3, type=rate, metavar="X",
         help="learning rate")
     add("--momentum", default=0.9, type=number(float, "[0, 1)"), metavar="X",
@@ -868,8 +873,8 @@ def add_flags(parser):
     add("--weight_decay", default=0.0, type=number(float, "[0, inf)"), metavar="X",
         help="L2 penalty")
     add("--lr_milestones", default=[], type=utils.numbers("[1, inf)"), metavar="N,...",
-        help="iterations after which the learning rate is multiplied by --lr_gamma"
-             " (default: none%(default).0s)")
+        help="iterations after which the learning rate is multiplied by --lr_gamma,"
+             " comma-separated (default: none%(default).0s)")
     add("--lr_gamma", default=0.1, type=rate, metavar="X",
         help="factor of the learning rate at each milestone")
     add("--warmup_iter", default=0, type=size, metavar="N",

@@ -309,7 +309,9 @@ class Files:
         self.prune_type = prune_type or args.prune_type
         self.title = f"{args.arch_type}, {args.dataset}"  # of figures
         root = Path(args.output_dir)
-        place = Path(args.arch_type, args.dataset, f"seed{args.seed}" if args.seed else "")
+        place = Path(args.arch_type, args.dataset)
+        if args.seed:
+            place /= f"seed{args.seed}"
         self.dumps = root / "dumps/lt" / place
         self.saves = root / "saves" / place
         self.plots = root / "plots/lt" / place
@@ -504,7 +506,7 @@ class Run:
         """Return the number of finished rounds that the checkpoint has."""
         if self.saved is None:
             return 0
-        rounds = self.saved["state"].get("round", 0)  # another version's state: see check()
+        rounds = self.saved["state"].get("round", 0)  # check() refuses other versions' states
         # The arrays may be newer than the previous checkpoint, but not than the newest one.
         if self.saved_path == self.files.checkpoint and self.files.rounds() > rounds:
             rounds += 1
@@ -717,19 +719,20 @@ class Log:
             path.unlink()
         name = f"events.out.tfevents.{time.time():.0f}{suffix}"
         self.events = RecordWriter(str(self.files.runs / name))
+        interval = 0.1 if sys.stderr.isatty() else 30  # seconds; a file needs few lines
         self.bar = tqdm(
             total=end,
             initial=state.iteration,
             desc=title(args, state.round),
             dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a file needs few lines
+            mininterval=interval,
         )
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             stack.push(self)  # closes the file and the bar if this fails
-            version = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
-            self.events.write(version.SerializeToString())
+            header = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
+            self.events.write(header.SerializeToString())
             if self.state.round == 0:
                 self.add_summaries(0, settings_page(self.args))
             self.add_scalars(evaluations(self.state.rows[-1]))
@@ -884,8 +887,7 @@ def table(masks):
     """Return the number of weights that remain in each layer, as a table."""
     width = max(map(len, [*masks, "all"]))
     lines = [f"{'layer':{width}}  {'weights':>10}  {'remaining':>10}  {'percent':>7}"]
-    groups = {name: [mask] for name, mask in masks.items()}
-    groups["all"] = list(masks.values())
+    groups = {name: [mask] for name, mask in masks.items()} | {"all": list(masks.values())}
     for name, group in groups.items():
         total = sum(mask.numel() for mask in group)
         remaining = sum(int(mask.sum()) for mask in group)

@@ -44,7 +44,7 @@ def png_size(path):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Runs draw no figures, which would take most of a small run's time."""
+    """Make runs draw no figures, which take most of the time of a small run."""
     monkeypatch.setattr(combine_plots, "draw_run", lambda _: None)
 
 
@@ -68,7 +68,7 @@ def train_round(monkeypatch, undrawn):
 
 
 def same(a, b):
-    """Whether nested dicts and lists hold equal tensors and values."""
+    """Return whether nested dicts and lists hold equal tensors and values."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list):
@@ -77,7 +77,7 @@ def same(a, b):
 
 
 class Mark:
-    """What leaves a mark on the disk when it is unpickled."""
+    """An object that creates a file if it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -87,7 +87,7 @@ class Mark:
 
 
 def small_network(*_):
-    """A network with all that a run must keep: convolution, batch norm, dropout, biases."""
+    """Return a network with everything a run must save: batch norm, dropout, biases."""
     return nn.Sequential(
         nn.Conv2d(1, 4, 5, stride=3),
         nn.BatchNorm2d(4),
@@ -121,7 +121,7 @@ def trial_data(args):
 
 @pytest.fixture
 def small_args(tmp_path):
-    """Arguments of a run of seconds, with changes: small_args(prune_type="reinit")."""
+    """A function that returns the settings of a short run: small_args(prune_type="reinit")."""
 
     def make(**changes):
         flags = {

@@ -33,7 +33,7 @@ from conftest import small_network
 EPOCHS, ROUNDS = 2, 3
 
 
-# Together they have everything that a run must keep.
+# Together they use everything that a run must save.
 KINDS = {
     "lt": ["--eval_iter=7", "--rewind_iter=5", "--warmup_iter=8"],
     "reinit": ["--optimizer=sgd", "--lr=0.05", "--lr_milestones=9", "--augment", "--max_iter=17"],

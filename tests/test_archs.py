@@ -78,7 +78,7 @@ def test_train_prune_reset_train(dataset, arch_type, small_args, train_round):
 
 @pytest.mark.parametrize("size", [28, 32, 40, 64])
 @pytest.mark.parametrize("arch_type", archs.architectures())
-def test_other_image_sizes_fit_too(arch_type, size, monkeypatch):
+def test_other_image_sizes_work(arch_type, size, monkeypatch):
     facts = archs.facts("cifar10")
     monkeypatch.setattr(facts, "SIZE", size)
     assert archs.build("cifar10", arch_type)(torch.rand(2, 3, size, size)).shape == (2, 10)
@@ -92,7 +92,7 @@ def test_fc1_is_the_papers_lenet():
     ]
 
 
-def test_a_file_in_the_datasets_folder_goes_before_common(tmp_path, monkeypatch):
+def test_a_file_in_the_datasets_folder_takes_precedence(tmp_path, monkeypatch):
     (tmp_path / "fc1.py").write_text(
         "from torch import nn\ndef build(*shape): return nn.Identity()\n"
     )
@@ -115,7 +115,7 @@ def test_a_file_in_the_datasets_folder_goes_before_common(tmp_path, monkeypatch)
 # Files
 
 
-def test_digits_are_the_real_ones():
+def test_digits_are_those_of_scikit_learn():
     parts = [archs.load("digits", "nowhere", train) for train in (True, False)]
     assert [len(labels) for _, labels in parts] == [1437, 360]
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -131,15 +131,15 @@ def test_digits_are_the_real_ones():
         179,
         174,
         180,
-    ]  # as UCI counts them
-    first = images[0, 0, 2:26:3, 2:26:3] // 15  # the 8x8 values in 0..16, but for rounding
+    ]
+    first = images[0, 0, 2:26:3, 2:26:3] // 15  # the 8x8 values in 0..16, up to rounding
     assert first[0].tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
     assert not images[:, :, :2].any()
     assert not images[:, :, :, -2:].any()
 
 
 def write_mnist(folder, n=12, size=28, labels=None, compress=False):
-    """The four IDX files of MNIST's format; returns the images and labels of the training part."""
+    """Write the four IDX files of MNIST; return the training images and labels."""
     random = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for part in ("t10k", "train"):
@@ -168,7 +168,7 @@ def test_idx_files_are_read_as_they_are(dataset, name, tmp_path):
     assert not torch.equal(images, archs.load(dataset, tmp_path, train=False)[0])
 
 
-def test_missing_files_and_no_network_name_the_files_and_a_way_out(tmp_path, monkeypatch):
+def test_missing_files_are_named_with_an_alternative(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nTried ...")
 
@@ -186,7 +186,7 @@ def test_missing_files_and_no_network_name_the_files_and_a_way_out(tmp_path, mon
         assert "\n" not in str(error.value)
 
 
-def test_damaged_idx_files_are_said_to_be(tmp_path):
+def test_damaged_idx_files_are_reported(tmp_path):
     folder = tmp_path / "MNIST" / "raw"
     write_mnist(folder)
     file = folder / "train-images-idx3-ubyte"
@@ -251,7 +251,7 @@ def test_cifar_batches_are_read_in_their_real_format(dataset, train, test, tmp_p
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_cifar_files_of_unknown_content_are_never_unpickled(dataset, tmp_path, monkeypatch):
+def test_cifar_files_with_other_checksums_are_never_unpickled(dataset, tmp_path, monkeypatch):
     write_cifar(tmp_path, dataset)
     for name in archs.facts(dataset).FILES:
         (tmp_path / name).write_bytes(pickle.dumps(Mark(tmp_path / "mark")))
@@ -261,7 +261,7 @@ def test_cifar_files_of_unknown_content_are_never_unpickled(dataset, tmp_path, m
     assert not (tmp_path / "mark").exists()
 
 
-# Mistakes in files of one's own
+# Mistakes in users' files
 
 
 GOOD = {
@@ -313,14 +313,14 @@ DATASETS = [
 
 
 @pytest.mark.parametrize(("changes", "message"), DATASETS)
-def test_a_datasets_mistakes_are_named(changes, message, own):
+def test_mistakes_in_a_dataset_are_named(changes, message, own):
     write_dataset(own, "mine", **changes)
     with pytest.raises(ValueError, match=message) as error:
         archs.load("mine", "nowhere", True)
     assert "damaged" not in str(error.value)
 
 
-def test_a_datasets_mistakes_are_one_line_and_do_no_harm_to_others(own, small_args, capsys):
+def test_mistakes_in_a_dataset_do_not_affect_others(own, small_args, capsys):
     write_dataset(own, "mine", MEAN="(127.0,)")
     with pytest.raises(SystemExit) as stop:
         main.parse_args(["--dataset=mine"])
@@ -346,14 +346,14 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize(("network", "message"), NETWORKS)
-def test_networks_that_do_not_fit_are_one_line(network, message, own, small_args):
+def test_unsuitable_networks_are_refused(network, message, own, small_args):
     text = f"from torch import nn\ndef build(channels, size, classes): return {network}"
     (own / "common/mine.py").write_text(text)
     with pytest.raises(utils.BadInput, match=message):
         main.main(small_args(arch_type="mine"))
 
 
-def test_a_mistake_in_a_file_of_ones_own_has_a_traceback_to_its_line(own, small_args):
+def test_a_mistake_in_a_users_file_keeps_its_traceback(own, small_args):
     (own / "common/mine.py").write_text(
         "from torch import nn\ndef build(*_): return nn.Linear(size, 10)\n"
     )
@@ -363,7 +363,7 @@ def test_a_mistake_in_a_file_of_ones_own_has_a_traceback_to_its_line(own, small_
     assert (last.filename, last.lineno) == (str(own / "common/mine.py"), 2)
 
 
-def test_one_example_is_too_few_for_batch_norm_of_one_pixel(small_args):
+def test_a_batch_too_small_for_batch_norm_is_refused(small_args):
     with pytest.raises(
         utils.BadInput,
         match=r"vgg19 cannot be trained on batches of .*more than 1 value per channel",
@@ -372,8 +372,8 @@ def test_one_example_is_too_few_for_batch_norm_of_one_pixel(small_args):
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_the_files_that_are_wanted_are_all_that_is_read(dataset, tmp_path, monkeypatch):
-    """Whoever puts just these files into the folder has the dataset."""
+def test_only_the_listed_files_are_read(dataset, tmp_path, monkeypatch):
+    """A folder with just the files in FILES has the dataset."""
     write_cifar(tmp_path, dataset)
     for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
         assert str(path.relative_to(tmp_path)) in archs.facts(dataset).FILES

@@ -1,4 +1,4 @@
-"""combine_plots.py: what it finds, draws, prints and writes; and the figures of a round."""
+"""combine_plots.py: the results it finds, its figures and its table."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ def drawn(monkeypatch):
 
 
 def figure_of(save):
-    """The figure that a function for utils.write saves."""
+    """Return the figure that a function passed to utils.write saves."""
     return next(
         cell.cell_contents for cell in save.__closure__ if hasattr(cell.cell_contents, "axes")
     )
@@ -50,13 +50,13 @@ def combine(folder, *flags):
     combine_plots.main(combine_plots.parse_args([f"--output_dir={folder}", *flags]))
 
 
-def test_everything_with_something_to_draw_is_found(tmp_path, drawn, capsys):
+def test_all_results_are_found(tmp_path, drawn, capsys):
     dumps = tmp_path / "dumps/lt"
     write_curve(dumps / "fc1/mnist", "lt", [97, 98, 97.5])
     write_curve(dumps / "fc1/mnist", "reinit", [97, 96])
     write_curve(dumps / "lenet5/cifar10", "lt", [50])
     write_curve(dumps / "fc1/digits/seed5", "reinit", [90, 91], percent=50)
-    (dumps / "vgg16/cifar10").mkdir(parents=True)  # begun, no round finished
+    (dumps / "vgg16/cifar10").mkdir(parents=True)  # started, but no round is finished
     combine(tmp_path)
     assert set(drawn) == {
         "combined_fc1_mnist.png",
@@ -75,9 +75,7 @@ def test_everything_with_something_to_draw_is_found(tmp_path, drawn, capsys):
     assert set(drawn) == {"combined_fc1_mnist.png"}
 
 
-def test_several_seeds_of_different_length_give_mean_and_range(
-    tmp_path, drawn, capsys, monkeypatch
-):
+def test_seeds_of_different_length_give_mean_and_range(tmp_path, drawn, capsys, monkeypatch):
     dumps, figures = tmp_path / "dumps/lt/fc1/mnist", []
     write_curve(dumps, "lt", [97, 98, 96])
     write_curve(dumps / "seed1", "lt", [95, 99])
@@ -98,13 +96,13 @@ def test_several_seeds_of_different_length_give_mean_and_range(
     assert "lt with 2 to 3 rounds and 2 seeds" in capsys.readouterr().out
 
 
-def test_damaged_arrays_are_left_out_and_said(tmp_path, drawn, capsys):
+def test_damaged_arrays_are_left_out_and_reported(tmp_path, drawn, capsys):
     dumps = tmp_path / "dumps/lt/fc1/mnist"
     write_curve(dumps, "lt", [97, 98])
     write_curve(dumps / "seed1", "lt", [97, 98])
     (dumps / "seed1/lt_bestaccuracy.dat").write_bytes(b"\x80\x04N.")
     write_curve(dumps, "reinit", [97, 98, 99])
-    utils.write_array(dumps / "reinit_bestaccuracy.dat", [97, 98])  # between two writes
+    utils.write_array(dumps / "reinit_bestaccuracy.dat", [97, 98])  # as between two writes
     combine(tmp_path)
     assert drawn["combined_fc1_mnist.png"] == [
         (kind, x, y) for kind in ("lt", "reinit") for x, y in ((100, 97), (80, 98))
@@ -116,7 +114,7 @@ def test_damaged_arrays_are_left_out_and_said(tmp_path, drawn, capsys):
     assert "seed1/lt_bestaccuracy.dat" in error
 
 
-def test_nothing_to_draw_is_one_line_that_says_what_was_looked_for(tmp_path):
+def test_without_results_the_error_names_the_path(tmp_path):
     result = command("combine_plots.py", f"--output_dir={tmp_path}", "--dataset=mnist")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith("combine_plots.py: error: nothing to draw")
@@ -135,7 +133,7 @@ EARLY = {
 
 @pytest.fixture
 def experiment(tmp_path):
-    """Two rounds of two trials of lt and one of random, with logs of four evaluations a round."""
+    """Results of two rounds with four evaluations each: two trials of lt and one of random."""
     for kind, trials in EARLY.items():
         for seed, (iterations, there, end) in enumerate(trials):
             folder = tmp_path / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
@@ -165,7 +163,7 @@ def experiment(tmp_path):
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that were written, by name."""
+    """The panels of each figure that was written, by file name."""
     found, write = {}, utils.write
 
     def look(path, save, *rest):
@@ -222,14 +220,14 @@ def test_early_stopping_is_drawn_as_in_the_papers_figure_4(experiment, figures):
         )
 
 
-def test_training_is_drawn_for_the_rounds_asked_for_as_in_figure_3(experiment, figures):
+def test_training_is_drawn_for_chosen_rounds_as_in_figure_3(experiment, figures):
     combine(experiment, "--rounds=1,7")
     lt, random = figures["training_fc1_mnist.png"]
     assert (lt["label"], random["label"]) == ("lt test accuracy (%)", "random test accuracy (%)")
     assert lt["legend"] == ["80"]
     assert lt["clear"], "the legend covers curves"
     ((x, y),) = lt["lines"]
-    assert x == pytest.approx([100, 200, 300, 400], abs=8)  # in steps of a fiftieth
+    assert x == pytest.approx([100, 200, 300, 400], abs=8)  # rounded to fiftieths
     assert y == pytest.approx([91.75, 92, 92.25, 92.5])
     assert random["lines"][0][1] == pytest.approx([91.25, 91.5, 91.75, 92])
     combine(experiment)
@@ -243,7 +241,7 @@ def test_training_is_drawn_for_the_rounds_asked_for_as_in_figure_3(experiment, f
     assert "training_fc1_mnist.png" not in figures
 
 
-def test_a_long_round_is_drawn_by_its_means_over_fiftieths(tmp_path, figures):
+def test_a_long_round_is_drawn_as_fifty_means(tmp_path, figures):
     folder = tmp_path / "dumps/lt/fc1/mnist"
     write_curve(folder, "lt", [97])
     rows = [
@@ -263,7 +261,7 @@ def test_a_long_round_is_drawn_by_its_means_over_fiftieths(tmp_path, figures):
     assert y == pytest.approx([95] * 50)
 
 
-def test_the_table_has_mean_and_range_and_goes_into_a_file(experiment, capsys, tmp_path):
+def test_the_table_has_mean_and_range_on_screen_and_in_the_file(experiment, capsys, tmp_path):
     combine(experiment, f"--csv={tmp_path / 'new/table.csv'}")
     output = " ".join(capsys.readouterr().out.split())
     first = "98.00 (97.50 to 98.50) 600 (500 to 700) 96.50 (96.00 to 97.00) 97.00 (96.50 to 97.50)"
@@ -302,9 +300,7 @@ def test_the_table_has_mean_and_range_and_goes_into_a_file(experiment, capsys, t
     )
 
 
-def test_results_without_early_stopping_have_their_accuracies_drawn_alone(
-    tmp_path, figures, capsys
-):
+def test_results_without_early_stopping_get_only_the_first_figure(tmp_path, figures, capsys):
     write_curve(tmp_path / "dumps/lt/fc1/mnist", "lt", [97, 98])
     combine(tmp_path)
     assert set(figures) == {"combined_fc1_mnist.png"}
@@ -312,7 +308,7 @@ def test_results_without_early_stopping_have_their_accuracies_drawn_alone(
 
 
 @pytest.mark.parametrize("value", ["", "-1", "1,", "1;2", "x"])
-def test_rounds_that_are_none_take_one_line(value, capsys):
+def test_invalid_rounds_are_one_line(value, capsys):
     with pytest.raises(SystemExit):
         combine_plots.parse_args([f"--rounds={value}"])
     error = capsys.readouterr().err
@@ -320,7 +316,7 @@ def test_rounds_that_are_none_take_one_line(value, capsys):
     assert "--rounds" in error
 
 
-def test_a_table_that_cannot_be_written_is_one_line(experiment):
+def test_an_unwritable_table_is_one_line(experiment):
     result = command("combine_plots.py", f"--output_dir={experiment}", "--csv=/dev/null/table.csv")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
@@ -328,10 +324,10 @@ def test_a_table_that_cannot_be_written_is_one_line(experiment):
     assert "/dev/null" in result.stderr
 
 
-# A round's figure
+# The figures of a run
 
 
-def test_a_rounds_figure_has_its_losses_above_its_accuracies(small_args, figures):
+def test_a_rounds_figure_has_losses_above_accuracies(small_args, figures):
     """Losses come from the array, accuracies from the log. The last epoch is incomplete."""
     args = small_args(max_iter=50, eval_iter=15, prune_iterations=2)
     main.main(args)
@@ -353,7 +349,7 @@ def test_a_rounds_figure_has_its_losses_above_its_accuracies(small_args, figures
     assert y == np.load(utils.Files(args).array("bestaccuracy")).tolist()[::-1]
 
 
-def test_a_round_is_drawn_once_by_what_is_on_the_disk(small_args, figures):
+def test_a_round_is_drawn_only_if_its_figure_is_missing(small_args, figures):
     args = small_args(prune_iterations=2)
     main.main(args)
     found = utils.Files(args)
@@ -369,7 +365,7 @@ def test_a_round_is_drawn_once_by_what_is_on_the_disk(small_args, figures):
     assert figures["lt_LossVsAccuracy_1.png"][0]["lines"] == [([1, 2], [7, 8])]
 
 
-def test_a_single_epoch_can_be_seen(tmp_path):
+def test_a_single_epoch_is_visible(tmp_path):
     combine_plots.plot_round(tmp_path / "round.png", [(1, 0.5)], [(1, 90)])
     red, _, blue, _ = np.moveaxis(imread(tmp_path / "round.png"), 2, 0)
     above, below = np.array_split(blue - red > 0.3, 2)
@@ -377,7 +373,7 @@ def test_a_single_epoch_can_be_seen(tmp_path):
     assert below.any()
 
 
-# Runs of different settings
+# Runs with different settings
 
 
 def record(folder, kind, **settings):
@@ -392,7 +388,7 @@ def record(folder, kind, **settings):
     (folder / f"{kind}_settings.json").write_text(json.dumps(content))
 
 
-def test_seeds_of_different_settings_are_never_averaged(tmp_path, figures, capsys):
+def test_seeds_with_different_settings_are_never_averaged(tmp_path, figures, capsys):
     dumps = tmp_path / "dumps/lt/fc1/mnist"
     for name, accuracy, settings in (
         ("", 46, {"end_iter": 1}),
@@ -424,9 +420,7 @@ def test_seeds_of_different_settings_are_never_averaged(tmp_path, figures, capsy
     assert [float(row["bestaccuracy"]) for row in rows] == [46, 87]
 
 
-def test_prune_types_of_different_settings_are_named_by_them_and_controls_are_not(
-    tmp_path, drawn, capsys
-):
+def test_curves_are_named_by_differing_settings_but_controls_are_not(tmp_path, drawn, capsys):
     dumps = tmp_path / "dumps/lt/fc1/mnist"
     for kind, settings in (
         ("lt", {"rewind_iter": 500}),
@@ -441,7 +435,7 @@ def test_prune_types_of_different_settings_are_named_by_them_and_controls_are_no
     assert "averaged: lt, lr=0.0012; reinit, lr=0.0012; random, lr=0.1\n" in capsys.readouterr().err
 
 
-def test_what_may_change_within_a_run_makes_no_other_curve_and_a_new_setting_counts_as_its_default(
+def test_settings_that_may_change_on_resume_and_new_defaults_do_not_split_curves(
     tmp_path, drawn, capsys
 ):
     dumps = tmp_path / "dumps/lt/fc1/mnist"
@@ -459,9 +453,7 @@ def test_what_may_change_within_a_run_makes_no_other_curve_and_a_new_setting_cou
     ]
 
 
-def test_a_network_that_was_edited_between_seeds_is_another_curve(
-    tmp_path, small_args, drawn, monkeypatch
-):
+def test_an_edited_network_is_another_curve(tmp_path, small_args, drawn, monkeypatch):
     for seed, activation in enumerate((nn.ReLU, nn.Tanh)):
         net = partial(nn.Sequential, nn.Flatten(), nn.Linear(784, 10), activation())
         monkeypatch.setattr(archs, "build", lambda *_, net=net: net())
@@ -472,7 +464,7 @@ def test_a_network_that_was_edited_between_seeds_is_another_curve(
     assert all(re.fullmatch(r"lt, network=[0-9a-f]{8}", name) for name in names)
 
 
-def test_a_folder_is_a_seeds_if_it_is_named_seed_and_a_number(tmp_path, drawn):
+def test_only_folders_named_seed_and_a_number_are_seeds(tmp_path, drawn):
     dumps = tmp_path / "dumps/lt/fc1/mnist"
     for name in ("", "seed2", "seed10", "seeds", "seed", "seed1 (copy)", "seed01", "seed-1"):
         write_curve(dumps / name, "lt", [len(name)])
@@ -480,7 +472,7 @@ def test_a_folder_is_a_seeds_if_it_is_named_seed_and_a_number(tmp_path, drawn):
     assert [accuracy for _, _, accuracy in drawn["combined_fc1_mnist.png"]] == [0, 5, 6]
 
 
-# Logs of all kinds
+# Unusual logs
 
 
 def write_log(folder, rows):
@@ -488,7 +480,7 @@ def write_log(folder, rows):
     (folder / "lt_log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def test_a_row_that_is_not_finite_is_left_out(tmp_path, figures):
+def test_log_rows_that_are_not_finite_are_left_out(tmp_path, figures):
     row = {
         "round": 0,
         "epoch": 1,
@@ -505,9 +497,7 @@ def test_a_row_that_is_not_finite_is_left_out(tmp_path, figures):
     assert panel["lines"][0][1] == [90]
 
 
-def test_one_evaluation_a_round_can_be_seen_and_rounds_that_look_alike_are_two_curves(
-    tmp_path, figures
-):
+def test_single_evaluations_are_visible_and_equal_labels_are_told_apart(tmp_path, figures):
     row = {"epoch": 1, "iteration": 100}
     rows = [
         row | {"round": r, "weights_remaining": remaining, "test_accuracy": 90.0 + r}
@@ -521,7 +511,7 @@ def test_one_evaluation_a_round_can_be_seen_and_rounds_that_look_alike_are_two_c
     assert panel["markers"] >= {"o"}
 
 
-def test_a_round_of_different_percentages_is_not_given_their_mean(tmp_path, figures):
+def test_rounds_with_different_percentages_are_labelled_so(tmp_path, figures):
     for seed, remaining in enumerate((80.0, 50.0)):
         folder = tmp_path / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
         row = {
@@ -537,7 +527,7 @@ def test_a_round_of_different_percentages_is_not_given_their_mean(tmp_path, figu
     assert figures["training_fc1_mnist.png"][0]["legend"] == ["100", "differs (round 1)"]
 
 
-def test_results_of_before_networks_were_recorded_go_with_others(tmp_path, drawn):
+def test_results_without_a_recorded_network_join_others(tmp_path, drawn):
     for seed, more in enumerate(({}, {"network": "Linear()", "data": "60000"})):
         folder = tmp_path / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
         write_curve(folder, "lt", [90])
@@ -546,7 +536,7 @@ def test_results_of_before_networks_were_recorded_go_with_others(tmp_path, drawn
     assert [name for name, _, _ in drawn["combined_fc1_mnist.png"]] == ["lt", "lt"]
 
 
-def test_networks_pruned_away_leave_no_traceback(tmp_path):
+def test_a_network_pruned_to_nothing_can_be_drawn(tmp_path):
     folder = tmp_path / "dumps/lt/fc1/mnist"
     write_curve(folder, "lt", [97])
     utils.write_array(folder / "lt_compression.dat", [0.0])
@@ -554,9 +544,7 @@ def test_networks_pruned_away_leave_no_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "[]", '{"settings": '])
-def test_settings_that_cannot_be_read_are_taken_to_be_the_same_and_that_is_said(
-    content, tmp_path, drawn, capsys
-):
+def test_unreadable_settings_are_treated_as_equal_and_reported(content, tmp_path, drawn, capsys):
     dumps = tmp_path / "dumps/lt/fc1/mnist"
     for name in ("", "seed1", "seed2"):
         write_curve(dumps / name, "lt", [97])

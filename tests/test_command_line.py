@@ -19,7 +19,7 @@ QUICK = ("main.py", "--dataset=digits", "--prune_percent=20", "--gpu=cpu")
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
-    """What lt (four rounds) and reinit (three) and the combined figure leave behind."""
+    """The output folder after lt (four rounds), reinit (three) and combine_plots.py."""
     folder = tmp_path_factory.mktemp("output")
     for kind, rounds in (("lt", 4), ("reinit", 3)):
         flags = (
@@ -38,7 +38,7 @@ def output(tmp_path_factory):
     return folder
 
 
-def test_every_file_of_the_contract_is_there_and_no_other(output):
+def test_exactly_the_files_of_the_contract_exist(output):
     expected = set()
     for kind, rounds in (("lt", range(4)), ("reinit", range(3))):
         dumps, saves, plots = (
@@ -84,7 +84,7 @@ def test_every_file_of_the_contract_is_there_and_no_other(output):
     }
 
 
-def test_arrays_are_read_by_numpy_old_and_new(output):
+def test_arrays_load_with_and_without_allow_pickle(output):
     dumps = output / "dumps/lt/fc1/digits"
     for path in dumps.glob("*.dat"):
         values = np.load(path)
@@ -173,18 +173,18 @@ def test_help_shows_every_flag_with_its_default(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for flag, default in vars(main.parse_args([])).items():
         assert f"--{flag}" in text
-        told = {"val_size": "the dataset's", "masks_from": "none", "lr_milestones": "none"}.get(
+        shown = {"val_size": "the dataset's", "masks_from": "none", "lr_milestones": "none"}.get(
             flag, default
         )
-        told = "--prune_percent" if flag.startswith("prune_percent_") else told
-        assert default is False or f"(default: {told}" in text
+        shown = "--prune_percent" if flag.startswith("prune_percent_") else shown
+        assert default is False or f"(default: {shown}" in text
     assert "default: None" not in text
     with pytest.raises(SystemExit):
         combine_plots.parse_args(["--help"])
     assert "--arch_type" in capsys.readouterr().out
 
 
-def test_the_defaults_that_a_run_records_are_those_of_its_own_dataset_and_rates(small_args):
+def test_recorded_defaults_depend_on_dataset_and_rates(small_args):
     args = small_args(
         prune_percent=30, prune_percent_conv=15, prune_iterations=1, end_iter=1, lr=0.01
     )
@@ -244,7 +244,7 @@ COUNT = "a whole number in [1, inf), not"
 POSITIVE = "a number in (0, inf), not"
 SHARE = "a number in [0, 100), not"
 GPU = "a whole number in [0, inf) or cpu, not"
-BAD_VALUES = {  # flag: what the error says, the values
+BAD_VALUES = {  # {flag: (part of the error, values)}
     "prune_type": ("reinit", ["oneshot"]),
     "dataset": ("fashionmnist", ["imagenet"]),
     "arch_type": ("densenet121", ["fc2"]),
@@ -290,7 +290,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("flag", "advice"), BAD, ids=[flag[:40] for flag, _ in BAD])
-def test_bad_flags_take_one_line(flag, advice, capsys):
+def test_bad_flags_are_one_line(flag, advice, capsys):
     with pytest.raises(SystemExit) as exit_:
         main.parse_args([flag])
     error = capsys.readouterr().err
@@ -307,7 +307,7 @@ def test_bad_flags_take_one_line(flag, advice, capsys):
         (["--prune_type=reinit", "--rewind_iter=5"], "new weights"),
     ],
 )
-def test_flags_that_do_not_go_together_take_one_line(flags, advice, capsys):
+def test_incompatible_flags_are_one_line(flags, advice, capsys):
     with pytest.raises(SystemExit):
         main.parse_args(flags)
     error = capsys.readouterr().err
@@ -328,13 +328,13 @@ def test_flags_that_do_not_go_together_take_one_line(flags, advice, capsys):
         ({"dataset": "mnist", "data_dir": "/dev/null"}, "--dataset=digits"),
     ],
 )
-def test_bad_combinations_are_refused_before_any_work(flags, advice, small_args, monkeypatch):
+def test_bad_combinations_are_refused_before_training(flags, advice, small_args, monkeypatch):
     monkeypatch.setattr(main, "train", None)
     with pytest.raises(utils.BadInput, match=advice):
         main.main(small_args(**flags))
 
 
-def test_errors_are_one_line_with_an_exit_status(tmp_path, small_args, capsys):
+def test_errors_are_one_line_with_a_status(tmp_path, small_args, capsys):
     with pytest.raises(SystemExit) as stop, utils.one_line_errors("main.py"):
         main.main(small_args(batch_size=5000))
     assert stop.value.code == 2
@@ -347,7 +347,7 @@ def test_errors_are_one_line_with_an_exit_status(tmp_path, small_args, capsys):
     assert "Traceback" not in result.stderr
 
 
-def test_an_architecture_of_another_dataset_is_refused_with_those_there_are(monkeypatch, capsys):
+def test_an_architecture_of_another_dataset_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(
         archs,
         "architectures",
@@ -361,7 +361,7 @@ def test_an_architecture_of_another_dataset_is_refused_with_those_there_are(monk
     )
 
 
-def test_the_cpu_is_used_where_there_is_no_gpu_and_that_is_said(monkeypatch, capsys):
+def test_without_a_gpu_the_cpu_is_used_and_reported(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert main.pick_device(0).type == "cpu"
     assert "CPU" in capsys.readouterr().out
@@ -385,18 +385,18 @@ def test_importing_has_no_effects(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# What a run says
+# What a run prints
 
 
-def test_the_first_line_says_what_will_be_done(tmp_path, small_args, capsys):
+def test_the_first_line_describes_the_run(tmp_path, small_args, capsys):
     main.main(small_args(max_iter=25, trials=2, prune_percent_output=10, output_dir=tmp_path))
     first, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith(
         "2 trials of 3 rounds of 25 iterations, down to 64.06% of the 266200 weights; about "
     )
-    told = float(re.search(r"about (\d+) MB of results in", first)[1])
+    estimate = float(re.search(r"about (\d+) MB of results in", first)[1])
     found = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) / 1e6
-    assert told == pytest.approx(found, rel=0.15)
+    assert estimate == pytest.approx(found, rel=0.15)
     begins = [line for line in rest if " (last: 2): " in line]
     assert ["to go" in line for line in begins] == [False, True, True] * 2
     results = [line for line in rest if "at best validation" in line]
@@ -405,9 +405,9 @@ def test_the_first_line_says_what_will_be_done(tmp_path, small_args, capsys):
 
 
 @pytest.mark.parametrize(("arch_type", "gigabytes"), [("vgg19", 5.0)])
-def test_the_disk_that_a_large_network_fills_is_told(arch_type, gigabytes):
+def test_the_disk_space_of_a_large_network_is_estimated(arch_type, gigabytes):
     args = main.parse_args(
-        [f"--arch_type={arch_type}", "--dataset=cifar10", "--prune_iterations=25", "--max_iter=100"]
+        [f"--arch_type={arch_type}", "--dataset=cifar10", "--prune_iterations=25", "--end_iter=1"]
     )
     model = archs.build("cifar10", arch_type)
     data = main.Data((None, torch.zeros(50000)), None, None, None, None)
@@ -418,13 +418,14 @@ def test_the_disk_that_a_large_network_fills_is_told(arch_type, gigabytes):
         data,
         trials=1,
     )
+    assert line.startswith("25 rounds of 750 iterations, ")
     megabytes = sum(parameter.numel() for parameter in model.parameters()) * 4 / 1e6
-    told = float(re.search(r"about (\d+) MB", line)[1])
-    assert told / 1000 == pytest.approx(gigabytes, rel=0.15)
-    assert told > 25 * 2 * megabytes
+    estimate = float(re.search(r"about (\d+) MB", line)[1])
+    assert estimate / 1000 == pytest.approx(gigabytes, rel=0.15)
+    assert estimate > 25 * 2 * megabytes
 
 
-def test_the_time_to_go_follows_from_the_rounds_so_far(small_args, capsys):
+def test_the_time_to_go_follows_from_finished_rounds(small_args, capsys):
     state = main.new_state(small_args(), main.new_model(small_args(), 0))
     row = {
         "round": 0,
@@ -440,20 +441,20 @@ def test_the_time_to_go_follows_from_the_rounds_so_far(small_args, capsys):
         assert "about 05:30 to go" in capsys.readouterr().out
 
 
-def test_home_is_home(monkeypatch):
+def test_the_home_folder_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/frankle")
     args = main.parse_args(["--output_dir=~/tickets", "--data_dir=~/data"])
     assert (args.output_dir, args.data_dir) == ("/home/frankle/tickets", "/home/frankle/data")
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_single_round_leaves_no_warning(small_args, capsys):
+def test_a_single_round_causes_no_warning(small_args, capsys):
     args = small_args(prune_iterations=1, end_iter=1)
     main.main(args)
     combine_plots.main(combine_plots.parse_args([f"--output_dir={args.output_dir}"]))
     assert "Warning" not in capsys.readouterr().err
 
 
-def test_only_drawing_needs_the_libraries_that_draw():
+def test_drawing_libraries_are_imported_only_to_draw():
     code = "import sys, main; print({'matplotlib', 'pandas', 'seaborn'} & sys.modules.keys())"
     assert command("-c", code).stdout == "set()\n"

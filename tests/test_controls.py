@@ -28,7 +28,7 @@ def rows(args):
 
 
 def arrays(args):
-    """The run's arrays without the prune type in their names."""
+    """Return the bytes of a run's arrays, by name without the prune type."""
     folder = utils.Files(args).dumps
     return {
         path.name.partition("_")[2]: path.read_bytes()
@@ -42,13 +42,10 @@ def arrays(args):
 @pytest.mark.parametrize(
     "more", [{}, {"prune_scope": "global"}, {"prune_scope": "global", "masks_from": "lt"}]
 )
-def test_random_masks_have_the_sizes_of_magnitude_pruning_and_the_original_weights(
-    more, small_args, starts
-):
+def test_random_masks_keep_as_many_weights_with_original_values(more, small_args, starts):
     if more.get("masks_from"):
-        main.main(
-            small_args(prune_scope="global")
-        )  # whose sizes differ from those of the percentage
+        # Global pruning gives layers other sizes than the percentage does.
+        main.main(small_args(prune_scope="global"))
         expected = [{name: int(mask.sum()) for name, mask in masks.items()} for _, masks in starts]
         starts.clear()
     args = small_args(prune_type="random", **more)
@@ -62,20 +59,21 @@ def test_random_masks_have_the_sizes_of_magnitude_pruning_and_the_original_weigh
                 {name: final[name] for name in masks}, before, 20, args.prune_scope
             )
             expected = {round_: {name: int(mask.sum()) for name, mask in magnitude.items()}}
-            assert all((magnitude[name] ^ masks[name]).double().mean() > 0.05 for name in masks), (
-                "the smallest went"
-            )
+            for name in masks:
+                different = (magnitude[name] ^ masks[name]).double().mean()
+                assert different > 0.05, "the smallest weights were pruned"
         for name, mask in masks.items():
             assert int(mask.sum()) == expected[round_][name]
             assert not (mask & ~before[name]).any(), "a pruned weight was revived"
             assert torch.equal(state[name], original[name] * mask)
-            # Chance has no regard for magnitude: what goes is as large as what stays.
-            gone = before[name] & ~mask
-            a, b = original[name][gone].abs(), original[name][mask].abs()
+            # Pruned weights are as large as the others, on average.
+            pruned = before[name] & ~mask
+            a = original[name][pruned].abs()
+            b = original[name][mask].abs()
             assert abs(a.mean() - b.mean()) < 5 * b.std() / math.sqrt(min(len(a), len(b)))
 
 
-def test_random_masks_follow_from_the_seed_and_take_every_survivor_alike(small_args):
+def test_random_masks_are_uniform_and_follow_from_the_seed(small_args):
     masks = {"weight": torch.rand(40, 50, generator=torch.Generator().manual_seed(0)) < 0.5}
     wanted = {"weight": torch.arange(2000).view(40, 50) < 300}
     drawn = []
@@ -86,16 +84,15 @@ def test_random_masks_follow_from_the_seed_and_take_every_survivor_alike(small_a
         assert not (drawn[-1] & ~masks["weight"]).any()
     assert torch.equal(drawn[0], drawn[1])
     share = torch.stack(drawn[1:]).double().mean(0)[masks["weight"]]
-    assert (
-        abs(share - 300 / int(masks["weight"].sum())).max() < 0.2
-    )  # five standard deviations of 200 draws
+    # Five standard deviations of 200 draws.
+    assert abs(share - 300 / int(masks["weight"].sum())).max() < 0.2
     assert not torch.equal(drawn[1], drawn[2])
 
 
-# Masks of another run
+# Masks of other runs
 
 
-def test_reinit_with_lts_masks_draws_new_weights_for_lts_tickets(small_args, starts):
+def test_reinit_with_masks_from_lt_gives_its_tickets_new_weights(small_args, starts):
     lt, reinit = small_args(), small_args(prune_type="reinit", masks_from="lt")
     main.main(lt)
     found = list(starts)
@@ -117,7 +114,7 @@ def test_reinit_with_lts_masks_draws_new_weights_for_lts_tickets(small_args, sta
 @pytest.mark.parametrize(
     "change", [{"lr": 0.01}, {"prune_percent": 30}, {"prune_percent_output": 5}]
 )
-def test_masks_of_a_run_with_other_settings_are_refused(change, small_args):
+def test_masks_from_other_settings_are_refused(change, small_args):
     main.main(small_args(end_iter=1))
     (name,) = change
     with pytest.raises(
@@ -127,7 +124,7 @@ def test_masks_of_a_run_with_other_settings_are_refused(change, small_args):
 
 
 @pytest.mark.parametrize("rounds", [0, 2])
-def test_masks_that_are_not_there_say_what_to_run_first(rounds, small_args, monkeypatch):
+def test_missing_masks_say_what_to_run_first(rounds, small_args, monkeypatch):
     if rounds:
         main.main(small_args(prune_iterations=rounds))
     monkeypatch.setattr(main, "train", None)
@@ -142,7 +139,7 @@ def test_masks_that_are_not_there_say_what_to_run_first(rounds, small_args, monk
 
 
 @pytest.mark.parametrize("harm", ["gone", "damaged", "another network", "other shapes"])
-def test_masks_that_cannot_be_used_are_one_line_before_any_training(harm, small_args, monkeypatch):
+def test_unusable_masks_are_refused_before_training(harm, small_args, monkeypatch):
     main.main(small_args())
     monkeypatch.setattr(main, "train", None)
     path = utils.Files(small_args()).saves / "1_model_lt.pth.tar"
@@ -209,7 +206,7 @@ def test_the_papers_rates_give_the_papers_percentages(arch_type, flags, expected
 
 
 @pytest.mark.parametrize("arch_type", archs.architectures())
-def test_each_kind_of_layer_has_its_rate(arch_type):
+def test_each_type_of_layer_has_its_rate(arch_type):
     flags = [
         "--prune_percent=20",
         "--prune_percent_conv=15",
@@ -238,7 +235,7 @@ def test_each_kind_of_layer_has_its_rate(arch_type):
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_a_network_of_which_nothing_would_be_pruned_is_refused(scope, small_args, monkeypatch):
+def test_rates_of_0_percent_everywhere_are_refused(scope, small_args, monkeypatch):
     monkeypatch.setattr(main, "train", None)
     monkeypatch.setattr(main, "load_data", lambda *_: None)
     args = small_args(
@@ -248,7 +245,7 @@ def test_a_network_of_which_nothing_would_be_pruned_is_refused(scope, small_args
         main.main(args)
 
 
-def test_rates_that_are_not_given_are_those_above_them():
+def test_missing_rates_default_to_more_general_ones():
     args = main.parse_args(["--prune_percent=30"])
     assert (args.prune_percent_conv, args.prune_percent_downsample, args.prune_percent_output) == (
         30,
@@ -263,7 +260,7 @@ def test_rates_that_are_not_given_are_those_above_them():
     )
 
 
-def test_a_run_leaves_the_layers_at_0_percent_dense(small_args):
+def test_layers_at_0_percent_stay_dense(small_args):
     args = small_args(prune_percent_output=0, prune_scope="global", end_iter=1)
     main.main(args)
     masks = ticket(args, 2)["masks"]
@@ -320,7 +317,7 @@ def test_rewinding_resets_to_the_state_after_k_iterations_of_round_0(
     monkeypatch.setattr(archs, "build", small_network)
     args = small_args(rewind_iter=rewind_iter, prune_type=kind)
     main.main(args)
-    # The same as a run of its own of so many iterations, batch norm's statistics included.
+    # As in a run of only rewind_iter iterations, including batch norm's statistics.
     short = small_args(
         max_iter=rewind_iter, prune_iterations=1, output_dir=f"{args.output_dir}/short"
     )
@@ -338,8 +335,8 @@ def test_rewinding_resets_to_the_state_after_k_iterations_of_round_0(
     assert all(torch.equal(saved[name], rewound[name]) for name in rewound)
 
 
-def test_rewound_rounds_go_on_from_k(small_args, starts):
-    """With the schedule and the arrays of a whole round: what lies before K is NaN."""
+def test_rewound_rounds_train_from_k(small_args, starts):
+    """They have the schedule and the arrays of a whole round, with NaN before K."""
     args = small_args(rewind_iter=33, end_iter=3, lr_milestones="40")
     main.main(args)
     assert [(row["round"], row["iteration"]) for row in rows(args)] == [
@@ -369,17 +366,17 @@ def test_rewound_rounds_go_on_from_k(small_args, starts):
         assert losses[round_][1:] == pytest.approx([np.mean(seen[:7]), np.mean(seen[7:])])
 
 
-def test_rewinding_to_0_is_no_rewinding(small_args, tmp_path):
+def test_rewinding_to_0_changes_nothing(small_args, tmp_path):
     one, other = small_args(rewind_iter=0), small_args(output_dir=tmp_path / "other")
     main.main(one)
     main.main(other)
     assert arrays(one) == arrays(other)
 
 
-# Resolution
+# Evaluations
 
 
-def test_evaluations_every_n_iterations_come_on_top_and_change_nothing_else(small_args, tmp_path):
+def test_evaluating_every_n_iterations_changes_nothing_else(small_args, tmp_path):
     plain, fine = (
         small_args(prune_iterations=2),
         small_args(prune_iterations=2, eval_iter=7, output_dir=tmp_path / "fine"),
@@ -416,7 +413,7 @@ def test_evaluations_every_n_iterations_come_on_top_and_change_nothing_else(smal
             assert all(row[name] == other[name] for name in row if name != "seconds")
 
 
-def test_rounds_counted_in_iterations_end_there_within_an_epoch(small_args, starts):
+def test_max_iter_ends_a_round_within_an_epoch(small_args, starts):
     args = small_args(max_iter=50, prune_iterations=2)
     main.main(args)
     assert [row["iteration"] for row in rows(args)] == [20, 40, 50] * 2
@@ -434,7 +431,7 @@ def test_rounds_counted_in_iterations_end_there_within_an_epoch(small_args, star
 # Augmentation
 
 
-def test_augmented_images_are_flipped_and_moved_by_up_to_four_pixels():
+def test_augmented_images_are_flipped_and_shifted_by_up_to_four_pixels():
     torch.manual_seed(0)
     image = torch.randint(1, 256, (3, 12, 12), dtype=torch.uint8)
     found = main.augment(image.expand(4000, 3, 12, 12))
@@ -458,7 +455,7 @@ def test_augmented_images_are_flipped_and_moved_by_up_to_four_pixels():
     assert max(counts.values()) < 4000 / 162 * 2.5
 
 
-def test_a_batch_is_augmented_each_image_on_its_own_and_evaluation_is_not(small_args, train_round):
+def test_images_are_augmented_independently_and_only_in_training(small_args, train_round):
     args = small_args()
     args.augment = True
     seen = []

@@ -75,7 +75,7 @@ def test_on_the_cpu_nothing_is_captured(step):
     assert step.state.iteration == 2
 
 
-def test_a_captured_graph_is_replayed_with_the_seed_of_its_iteration(step):
+def test_a_captured_graph_is_replayed_with_the_iterations_seed(step):
     replayed = []
     step.graph = SimpleNamespace(replay=lambda: replayed.append(torch.initial_seed()))
     step.iterate = None
@@ -101,13 +101,13 @@ def test_a_failed_capture_reports_the_first_error_and_changes_nothing(step, brok
     assert len(calls) == 5
 
 
-def test_out_of_memory_in_a_capture_is_out_of_memory(step, broken_gpu):
+def test_out_of_memory_in_a_capture_is_raised(step, broken_gpu):
     fail_in_capture(step, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError, match="of memory"):
         step.capture()
 
 
-def test_warm_up_and_capture_of_all_rounds_share_one_stream(step, broken_gpu):
+def test_all_captures_share_one_stream(step, broken_gpu):
     made, used = broken_gpu
     calls = fail_in_capture(step, RuntimeError("not today"))
     for _ in range(2):
@@ -156,7 +156,7 @@ def with_dropout(*_):
         {"arch_type": "fc1", "amp": True},
     ],
 )
-def test_a_graph_gives_the_numbers_of_single_launches(
+def test_a_graph_gives_the_losses_of_eager_iterations(
     flags, small_args, train_round, gpu, monkeypatch, capsys
 ):
     losses = []
@@ -184,7 +184,7 @@ def test_a_graph_gives_the_numbers_of_single_launches(
 
 
 @needs_gpu
-def test_rounds_on_a_gpu_take_no_more_memory_than_the_first(small_args, gpu, starts, monkeypatch):
+def test_gpu_memory_does_not_grow_from_round_to_round(small_args, gpu, starts, monkeypatch):
     reserved, train = [], main.train
     monkeypatch.setattr(
         main, "train", lambda *rest: (train(*rest), reserved.append(torch.cuda.memory_reserved()))
@@ -222,7 +222,7 @@ def test_on_a_gpu_a_run_resumed_within_an_epoch_gives_the_same_losses(
 
 
 @needs_gpu
-def test_an_iteration_that_cannot_be_captured_runs_without_a_graph(
+def test_an_uncapturable_iteration_runs_without_a_graph(
     small_args, train_round, gpu, monkeypatch, capsys
 ):
     class Waits(nn.Module):

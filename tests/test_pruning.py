@@ -1,4 +1,4 @@
-"""The pruning arithmetic: exact counts, smallest first, nested masks, whatever the weights."""
+"""Pruning: exact counts, smallest first, nested masks, for any weights."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import main
 
 percents = st.floats(0.1, 99.9, allow_subnormal=False)
-# Few distinct values make ties and zeros common; both signs.
+# Few distinct values of both signs, so that ties and zeros are common.
 values = st.sampled_from([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0]) | st.floats(
     -10, 10, width=32, allow_subnormal=False
 )
@@ -16,7 +16,7 @@ values = st.sampled_from([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0]) | st.floa
 
 @st.composite
 def networks(draw):
-    """Weights of one to four layers and masks over them, some perhaps empty."""
+    """Draw weights of one to four layers, and masks, which may be empty."""
     weights, masks = {}, {}
     for index in range(draw(st.integers(1, 4))):
         size = draw(st.integers(1, 40))
@@ -35,7 +35,7 @@ def together(tensors):
 
 @settings(deadline=None)
 @given(networks(), percents, st.sampled_from(["layer", "global"]))
-def test_exactly_the_share_of_the_smallest_survivors_goes(network, percent, scope):
+def test_exactly_the_smallest_share_of_survivors_is_pruned(network, percent, scope):
     weights, masks = network
     before = {name: mask.clone() for name, mask in masks.items()}
     after = main.prune(weights, masks, percent, scope)
@@ -53,12 +53,12 @@ def test_exactly_the_share_of_the_smallest_survivors_goes(network, percent, scop
     for name in masks:
         assert after[name].dtype == torch.bool
         assert after[name].shape == weights[name].shape
-        assert torch.equal(masks[name], before[name]), "the masks given were changed"
+        assert torch.equal(masks[name], before[name]), "the masks passed in were changed"
 
 
 @settings(deadline=None)
 @given(networks(), percents, st.sampled_from(["layer", "global"]))
-def test_magnitudes_decide_and_not_signs(network, percent, scope):
+def test_signs_do_not_matter(network, percent, scope):
     weights, masks = network
     negative = {name: -weight for name, weight in weights.items()}
     ours, theirs = (
@@ -68,19 +68,19 @@ def test_magnitudes_decide_and_not_signs(network, percent, scope):
     assert all(torch.equal(ours[name], theirs[name]) for name in masks)
 
 
-def test_equal_weights_are_removed_by_count():
+def test_ties_are_pruned_by_count():
     weights = {"a": torch.full((10, 10), 0.3)}
     masks = main.prune(weights, {"a": torch.ones(10, 10, dtype=torch.bool)}, 10.0)
     assert masks["a"].sum() == 90
 
 
-def test_surviving_zeros_are_pruned_before_anything_else_and_pruned_zeros_are_not_counted():
+def test_surviving_zeros_are_pruned_first_and_pruned_zeros_do_not_count():
     weights = {"a": torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0, 3.0])}
     masks = {"a": torch.tensor([False, False, True, True, True, True])}
     assert main.prune(weights, masks, 25.0)["a"].tolist() == [False, False, False, True, True, True]
 
 
-def test_global_scope_compares_layers_with_each_other():
+def test_global_scope_compares_layers():
     weights = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0])}
     masks = {name: torch.ones(2, dtype=torch.bool) for name in weights}
     pruned = main.prune(weights, masks, 50.0, "global")
@@ -89,7 +89,7 @@ def test_global_scope_compares_layers_with_each_other():
     assert [mask.tolist() for mask in pruned.values()] == [[False, True], [False, True]]
 
 
-def test_rates_per_layer_and_a_dense_layer():
+def test_layers_have_their_own_rates():
     weights = {"a": torch.arange(1.0, 11), "b": torch.arange(1.0, 11)}
     masks = {name: torch.ones(10, dtype=torch.bool) for name in weights}
     for scope in ("layer", "global"):
@@ -97,8 +97,8 @@ def test_rates_per_layer_and_a_dense_layer():
         assert [int(mask.sum()) for mask in pruned.values()] == [8, 10]
 
 
-def test_rates_that_differ_add_up_under_global_scope_and_magnitude_decides():
-    """20% of 10 and 10% of 50 are 7; 6 of the 7 smallest of all are in the second layer."""
+def test_under_global_scope_rates_set_the_count_and_magnitudes_decide():
+    """20% of 10 and 10% of 50 are 7; the second layer has 6 of the 7 smallest weights."""
     weights = {"a": torch.arange(1.0, 11) * 6.5, "b": torch.arange(1.0, 51)}
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     pruned = main.prune(weights, masks, {"a": 20, "b": 10}, "global")
@@ -108,7 +108,7 @@ def test_rates_that_differ_add_up_under_global_scope_and_magnitude_decides():
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_a_network_can_be_pruned_away(scope):
+def test_all_weights_can_be_pruned(scope):
     weights = {"a": torch.randn(3), "b": torch.randn(2)}
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     for _ in range(3):

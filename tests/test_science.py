@@ -1,4 +1,4 @@
-"""The method's invariants: what is trained, on what, from which weights, and how it is measured."""
+"""The method's invariants: initialization, training, pruning, resets, data, evaluation."""
 
 import dataclasses
 import itertools
@@ -30,11 +30,11 @@ def half(model, seed=0):
     }
 
 
-# 1. What is prunable
+# 1. Prunable weights
 
 
 @pytest.mark.parametrize("arch_type", archs.architectures())
-def test_weights_of_convolutions_and_linear_layers_alone_are_prunable(arch_type):
+def test_only_weights_of_convolutions_and_linear_layers_are_prunable(arch_type):
     model = archs.build("mnist", arch_type)
     modules = dict(model.named_modules())
     layers = {name for name, module in modules.items() if type(module) in (nn.Conv2d, nn.Linear)}
@@ -52,7 +52,7 @@ def test_a_layer_that_is_the_whole_model_is_prunable():
 
 
 @pytest.mark.parametrize("arch_type", archs.architectures())
-def test_gaussian_glorot_weights_zero_biases_identity_batch_norm(arch_type, small_args):
+def test_initialization_is_gaussian_glorot_with_zero_biases(arch_type, small_args):
     model = main.new_model(small_args(arch_type=arch_type), 0)
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -104,10 +104,10 @@ ADAM, SGD = torch.optim.Adam, torch.optim.SGD
         ({"lr_milestones": "5"}, ADAM, {}, 40, lambda i: 1.2e-3 if i < 5 else 1.2e-4),
     ],
 )
-def test_every_round_trains_with_a_fresh_optimizer_at_the_given_rate(
+def test_every_round_trains_with_a_fresh_optimizer_and_the_given_schedule(
     flags, kind, settings, iterations, rate, small_args, starts, monkeypatch
 ):
-    """To the same bits as torch.optim's own classes."""
+    """The weights have the same bits as with torch.optim's classes."""
     monkeypatch.setattr(archs, "build", small_network)
     args = small_args(**flags)
     main.main(args)
@@ -130,13 +130,11 @@ def test_every_round_trains_with_a_fresh_optimizer_at_the_given_rate(
             assert torch.equal(saved[name], tensor), (round_, name)
 
 
-# 4. Pruned weights stay zero, the others learn
+# 4. Pruned weights stay zero, survivors learn
 
 
 @pytest.mark.parametrize("weight_decay", [0, 0.1])
-def test_pruned_weights_are_zero_at_every_forward_pass_even_with_momentum(
-    weight_decay, small_args, train_round
-):
+def test_pruned_weights_are_zero_in_every_forward_pass(weight_decay, small_args, train_round):
     args = small_args(weight_decay=weight_decay)
     model = main.new_model(args, 0)
     masks, data, passes = half(model), small_data(480), []
@@ -153,7 +151,7 @@ def test_pruned_weights_are_zero_at_every_forward_pass_even_with_momentum(
     check()
 
 
-def test_every_surviving_weight_learns_whatever_its_sign(small_args, train_round):
+def test_surviving_weights_of_both_signs_learn(small_args, train_round):
     args = small_args()
     model = main.new_model(args, 0)
     masks = half(model)
@@ -164,15 +162,13 @@ def test_every_surviving_weight_learns_whatever_its_sign(small_args, train_round
         for sign in (-1, 1):
             alive = masks[name] & (before[name].sign() == sign)
             moved = (weight != before[name])[alive].double().mean()
-            assert moved > 0.5, (name, sign)  # those of units that are never on stay where they are
+            assert moved > 0.5, (name, sign)  # weights of units that are never active do not move
 
 
 # 6. Reset
 
 
-def test_lt_resets_everything_to_the_original_state_under_the_masks(
-    small_args, starts, monkeypatch
-):
+def test_lt_resets_everything_to_its_original_value(small_args, starts, monkeypatch):
     monkeypatch.setattr(archs, "build", small_network)
     args = small_args()
     main.main(args)
@@ -191,7 +187,7 @@ def test_lt_resets_everything_to_the_original_state_under_the_masks(
     assert all(torch.equal(saved[name], original[name]) for name in original)
 
 
-def test_reinit_draws_everything_anew_differently_each_round(small_args, starts, monkeypatch):
+def test_reinit_resets_to_new_values_in_every_round(small_args, starts, monkeypatch):
     monkeypatch.setattr(archs, "build", small_network)
     main.main(small_args(prune_type="reinit"))
     for (state, _), (other, masks) in [
@@ -208,10 +204,8 @@ def test_reinit_draws_everything_anew_differently_each_round(small_args, starts,
             assert suffix not in BATCH_NORM or (tensor == BATCH_NORM[suffix]).all(), name
 
 
-def test_masks_are_nested_and_made_from_the_weights_at_the_end_of_training(
-    small_args, starts, monkeypatch
-):
-    """And not from those at best validation, which here is after the first epoch of two."""
+def test_masks_are_nested_and_follow_from_final_weights(small_args, starts, monkeypatch):
+    """Best validation, which here is after the first epoch of two, plays no role."""
     scores = itertools.cycle([90.0, 90.0, 80.0, 80.0])
     monkeypatch.setattr(main, "evaluate", lambda *_: (1.0, next(scores)))
     args = small_args()
@@ -231,7 +225,7 @@ def test_masks_are_nested_and_made_from_the_weights_at_the_end_of_training(
 
 
 class Recorder(nn.Module):
-    """A classifier of two-pixel images that keeps what it saw, and in which mode."""
+    """A classifier of two-pixel images that records its inputs and its mode."""
 
     def __init__(self):
         super().__init__()
@@ -297,10 +291,10 @@ def test_rows_and_checkpoints_measure_the_weights_they_name(valid_freq, small_ar
         } == {row["epoch"]: row["test_accuracy"] for row in rows}
 
 
-def test_the_best_epoch_is_selected_on_validation_and_never_on_test(
+def test_the_best_evaluation_is_selected_on_validation_examples(
     small_args, train_round, monkeypatch
 ):
-    """Validation falls while test rises: the first epoch must be chosen."""
+    """Validation accuracy falls and test accuracy rises, so the first epoch is best."""
     args = small_args(end_iter=3)
     model = main.new_model(args, 0)
     data = small_data(480)
@@ -331,7 +325,20 @@ def test_validation_examples_are_held_out(small_args):
     assert torch.equal(data.test[0], archs.load("digits", args.data_dir, train=False)[0])
 
 
-def test_without_validation_examples_the_test_set_selects_and_that_is_said(small_args, capsys):
+def test_trials_hold_out_different_examples(small_args):
+    args = small_args()
+    data = main.load_data(args, torch.device("cpu"))
+    held_out = []
+    for seed in (0, 1, 0):
+        args.seed = seed
+        images, _ = main.hold_out(args, data).val
+        held_out.append({image.numpy().tobytes() for image in images})
+    assert held_out[0] == held_out[2]
+    assert len(held_out[0] & held_out[1]) < 60  # about 200 * 200 / 1437 by chance
+    assert len(data.train[1]) == 1437, "the dataset was changed"
+
+
+def test_without_validation_examples_the_test_set_selects(small_args, capsys):
     args = small_args(val_size=0, prune_iterations=1, end_iter=1)
     data = trial_data(args)
     assert data.val is data.test
@@ -340,17 +347,17 @@ def test_without_validation_examples_the_test_set_selects_and_that_is_said(small
     assert "selected on the test set" in capsys.readouterr().out
 
 
-# 8. Normalisation
+# 8. Normalization
 
 
-def test_images_are_normalised_by_their_own_mean_and_std(small_args):
+def test_images_are_normalized_by_the_datasets_statistics(small_args):
     data = trial_data(small_args(val_size=0))
     x = data.normalize(data.train[0])
     assert abs(x.mean()) < 1e-3
     assert abs(x.std() - 1) < 1e-3
 
 
-def test_colours_are_normalised_each_by_its_own(small_args, monkeypatch):
+def test_channels_are_normalized_separately(small_args, monkeypatch):
     facts = archs.facts("cifar10")
     images = torch.randint(256, (70, 3, 32, 32), dtype=torch.uint8)
     monkeypatch.setattr(
@@ -366,7 +373,7 @@ def test_no_two_datasets_share_their_statistics():
     assert len(set(found)) == len(found)
 
 
-# 9. and 10. What is random, and the batches
+# 9 and 10. Randomness and batches
 
 
 def batches_seen(args, train_round, round_=0, disturb=False):
@@ -400,7 +407,7 @@ def test_full_batches_of_a_fresh_permutation_each_epoch(small_args, train_round)
     )
 
 
-def test_the_order_follows_from_seed_round_and_epoch_alone(small_args, train_round):
+def test_the_order_depends_on_seed_round_and_epoch_only(small_args, train_round):
     args = {"batch_size": 10, "end_iter": 3}
     lt = batches_seen(small_args(**args), train_round)
     assert torch.equal(
@@ -411,7 +418,7 @@ def test_the_order_follows_from_seed_round_and_epoch_alone(small_args, train_rou
     assert not torch.equal(lt, batches_seen(small_args(**args, seed=1), train_round))
 
 
-def test_seeds_do_not_collide():
+def test_seeds_are_distinct():
     states = set()
     keys = [(), (0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
     for seed in (0, 1, 2, 2**32, 2**32 + 1, 2**64 - 1):
@@ -421,7 +428,7 @@ def test_seeds_do_not_collide():
     assert len(states) == 6 * len(keys)
 
 
-def test_initial_weights_follow_from_seed_and_round_alone(small_args):
+def test_initial_weights_depend_on_seed_and_round_only(small_args):
     def weights(round_, **changes):
         torch.rand(3)
         return main.new_model(small_args(**changes), round_)[1].weight
@@ -437,7 +444,7 @@ def arrays(args):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.dat"))}
 
 
-def test_the_same_command_gives_the_same_bytes_and_another_seed_others(small_args, tmp_path):
+def test_the_same_command_gives_the_same_bytes_and_another_seed_does_not(small_args, tmp_path):
     runs = [
         small_args(output_dir=tmp_path / "a"),
         small_args(output_dir=tmp_path / "b"),
@@ -451,7 +458,7 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(small_arg
     assert first["lt_all_loss_0.dat"] != other["lt_all_loss_0.dat"]
 
 
-def test_dropout_follows_from_the_seed_too(small_args, monkeypatch):
+def test_dropout_follows_from_the_seed(small_args, monkeypatch):
     monkeypatch.setattr(archs, "build", small_network)
     losses = []
     for name in "ab":
@@ -462,7 +469,7 @@ def test_dropout_follows_from_the_seed_too(small_args, monkeypatch):
     assert losses[0] == losses[1]
 
 
-def test_lt_and_reinit_are_one_in_the_dense_round_and_part_after_it(small_args):
+def test_lt_and_reinit_share_only_the_dense_round(small_args):
     lt, reinit = small_args(), small_args(prune_type="reinit")
     main.main(lt)
     main.main(reinit)
@@ -472,14 +479,12 @@ def test_lt_and_reinit_are_one_in_the_dense_round_and_part_after_it(small_args):
     assert lt["lt_compression.dat"] == reinit["reinit_compression.dat"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(small_args):
+def test_a_training_loss_that_is_not_finite_stops_the_run(small_args):
     with pytest.raises(utils.Failure, match=r"round 0, epoch 1.*--lr"):
         main.main(small_args(lr=1e30))
 
 
-def test_a_validation_loss_that_is_not_finite_stops_it_too_with_the_log_intact(
-    small_args, monkeypatch
-):
+def test_a_validation_loss_that_is_not_finite_leaves_the_log_intact(small_args, monkeypatch):
     losses = iter([1.0, 1.0, 1.0, 1.0, math.inf, 1.0])
     monkeypatch.setattr(main, "evaluate", lambda *_: (next(losses), 50.0))
     args = small_args()
@@ -489,7 +494,7 @@ def test_a_validation_loss_that_is_not_finite_stops_it_too_with_the_log_intact(
     assert [json.loads(row)["epoch"] for row in rows] == [1, 2]
 
 
-# The loop
+# The training loop
 
 
 def test_no_step_waits_for_the_device(small_args, train_round, monkeypatch):
@@ -524,7 +529,7 @@ def test_connections_are_counted_per_pixel():
     assert utils.connections(torch.ones(5, 7, dtype=torch.bool)) is None
 
 
-# Networks of other kinds
+# Other networks
 
 
 class Odd(nn.Module):
@@ -556,9 +561,7 @@ class Odd(nn.Module):
         return self.head(torch.relu(self.pair(x, x)))
 
 
-def test_every_convolution_and_linear_layer_is_pruned_and_the_rest_is_named(
-    small_args, monkeypatch, capsys
-):
+def test_all_layer_types_are_pruned_and_other_parameters_are_named(small_args, monkeypatch, capsys):
     monkeypatch.setattr(archs, "build", lambda *_: Odd())
     args = small_args(
         end_iter=1, prune_iterations=2, prune_percent_output=50, prune_percent_conv=30
@@ -576,7 +579,7 @@ def test_every_convolution_and_linear_layer_is_pruned_and_the_rest_is_named(
 
 
 @pytest.mark.parametrize(("head_first", "output"), [(True, "0.weight"), (False, "2.weight")])
-def test_the_output_is_the_layer_that_runs_last(head_first, output, small_args, monkeypatch):
+def test_the_output_layer_is_the_one_called_last(head_first, output, small_args, monkeypatch):
     class Swapped(nn.Sequential):
         def forward(self, x):
             body, flatten, head = (self[2], self[1], self[0]) if head_first else self
@@ -589,9 +592,7 @@ def test_the_output_is_the_layer_that_runs_last(head_first, output, small_args, 
     assert found == {name: 5 if name == output else 20 for name in ("0.weight", "2.weight")}
 
 
-def test_a_parametrized_weight_is_named_as_not_pruned_and_its_layer_is_the_output_all_the_same(
-    small_args, monkeypatch, capsys
-):
+def test_a_parametrized_weight_is_reported_as_not_pruned(small_args, monkeypatch, capsys):
     def build(*_):
         head = nn.utils.parametrizations.weight_norm(nn.Linear(20, 10))
         return nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.ReLU(), head)
@@ -604,7 +605,7 @@ def test_a_parametrized_weight_is_named_as_not_pruned_and_its_layer_is_the_outpu
     assert "1.weight       15680       12544    80.00" in output
 
 
-def test_a_network_without_anything_to_prune_is_one_line(small_args, monkeypatch):
+def test_a_network_without_prunable_layers_is_refused(small_args, monkeypatch):
     monkeypatch.setattr(
         archs, "build", lambda *_: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))
     )
@@ -614,10 +615,10 @@ def test_a_network_without_anything_to_prune_is_one_line(small_args, monkeypatch
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("graph", ["frozen", "unused"])
-def test_frozen_and_unused_parameters_stay_as_they_are(
+def test_frozen_and_unused_parameters_do_not_change(
     graph, optimizer, small_args, starts, monkeypatch
 ):
-    """The others learn as with torch.optim's own classes."""
+    """All other parameters learn as with torch.optim's classes."""
 
     class Net(nn.Sequential):
         def forward(self, x):

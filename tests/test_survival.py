@@ -49,21 +49,21 @@ def run(args, **changes):
 
 
 def files(args):
-    """The bytes of a run's arrays."""
+    """Return the bytes of a run's arrays, by name."""
     return {path.name: path.read_bytes() for path in utils.Files(args).dumps.glob("*.dat")}
 
 
-# Taking up again
+# Resuming
 
 
-def test_killed_at_random_moments_a_run_ends_as_if_undisturbed():
+def test_runs_killed_at_random_moments_end_as_if_undisturbed():
     result = command("tests/kill_loop.py", "--kills=6", timeout=400)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "6 kills" in result.stdout
 
 
 def contents(args):
-    """Everything that a run wrote, by path, but for the lock."""
+    """Return the bytes of all files of a run except the lock, by path."""
     return {
         path: path.read_bytes()
         for path in Path(args.output_dir).rglob("*.*")
@@ -71,9 +71,7 @@ def contents(args):
     }
 
 
-def test_a_finished_run_says_so_and_needs_neither_data_nor_training(
-    small_args, capsys, monkeypatch
-):
+def test_a_finished_run_needs_neither_data_nor_training(small_args, capsys, monkeypatch):
     run(small_args())
     before = contents(small_args())
     for name in ("load_data", "output_layer", "train"):
@@ -84,9 +82,7 @@ def test_a_finished_run_says_so_and_needs_neither_data_nor_training(
     assert contents(small_args()) == before
 
 
-def test_a_start_of_a_finished_run_writes_arrays_log_and_missing_figures_again(
-    small_args, monkeypatch
-):
+def test_starting_a_finished_run_restores_its_files(small_args, monkeypatch):
     args = small_args(end_iter=3)
     run(args)
     before = contents(args)
@@ -102,7 +98,7 @@ def test_a_start_of_a_finished_run_writes_arrays_log_and_missing_figures_again(
     assert contents(args) == before
 
 
-def test_more_rounds_extend_a_run_as_if_asked_for_at_first(small_args, tmp_path):
+def test_more_rounds_extend_a_run_as_if_requested_at_first(small_args, tmp_path):
     run(small_args(prune_iterations=2))
     assert run(small_args(prune_iterations=4)) == run(
         small_args(prune_iterations=4, output_dir=tmp_path / "at once")
@@ -122,7 +118,7 @@ def test_more_rounds_extend_a_run_as_if_asked_for_at_first(small_args, tmp_path)
         {"lr_milestones": "7"},
     ],
 )
-def test_other_settings_are_refused_and_the_difference_is_named(change, small_args):
+def test_results_of_other_settings_are_refused_and_the_difference_named(change, small_args):
     args, other = (
         small_args(prune_iterations=1, end_iter=1),
         small_args(**{"prune_iterations": 1, "end_iter": 1, **change}),
@@ -136,7 +132,7 @@ def test_other_settings_are_refused_and_the_difference_is_named(change, small_ar
     assert files(args) == before
 
 
-def test_overwriting_starts_anew_and_leaves_other_runs_alone(small_args):
+def test_overwriting_starts_over_and_spares_other_runs(small_args):
     run(small_args(prune_iterations=2, end_iter=1))
     run(small_args(prune_iterations=1, end_iter=1, prune_type="reinit"))
     run(small_args(prune_iterations=1, end_iter=1, seed=3))
@@ -145,13 +141,13 @@ def test_overwriting_starts_anew_and_leaves_other_runs_alone(small_args):
     dumps = utils.Files(args).dumps
     assert len(np.load(dumps / "lt_compression.dat")) == 1
     assert len(np.load(dumps / "lt_all_loss_0.dat")) == 2
-    assert not (dumps / "lt_all_loss_1.dat").exists(), "a round of the run before"
+    assert not (dumps / "lt_all_loss_1.dat").exists(), "a round of the deleted run"
     assert len((dumps / "lt_log.jsonl").read_text().splitlines()) == 2
     assert (dumps / "reinit_all_loss_0.dat").exists()
     assert (dumps / "seed3" / "lt_all_loss_0.dat").exists()
 
 
-def test_bad_usage_does_not_cost_the_results_there_are(small_args):
+def test_bad_usage_spares_existing_results(small_args):
     before = run(small_args(prune_iterations=1, end_iter=1))
     with pytest.raises(utils.BadInput):
         run(small_args(batch_size=5000), overwrite=True)
@@ -168,7 +164,7 @@ def test_results_without_a_checkpoint_are_not_overwritten(small_args):
     assert files(args) == before
 
 
-def test_another_network_of_the_same_name_is_refused(small_args, tiny):
+def test_another_network_is_refused(small_args, tiny):
     args = small_args(prune_iterations=1, end_iter=1)
     run(args)
     archs.build = lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
@@ -176,8 +172,8 @@ def test_another_network_of_the_same_name_is_refused(small_args, tiny):
         run(args, prune_iterations=2)
 
 
-def test_a_checkpoint_comes_at_least_every_half_minute(small_args, monkeypatch):
-    """By a clock that goes ten seconds a step."""
+def test_checkpoints_are_at_most_half_a_minute_apart(small_args, monkeypatch):
+    """By a clock that advances ten seconds per iteration."""
     now, saved = [0], []
     monkeypatch.setattr(utils.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(utils.tqdm, "update", lambda *_: now.__setitem__(0, now[0] + 10))
@@ -192,14 +188,14 @@ def test_a_checkpoint_comes_at_least_every_half_minute(small_args, monkeypatch):
     run(small_args(prune_iterations=2))
     assert saved[0] <= 10
     assert max(after - before for before, after in itertools.pairwise(saved)) <= 30
-    assert now[0] - saved[-1] <= 0, "none at the end of the round"
+    assert now[0] - saved[-1] <= 0, "no checkpoint at the end of the round"
 
 
 # Signals
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_the_step_and_say_how_to_go_on(number, status, tmp_path, small_args):
+def test_signals_save_a_checkpoint_and_say_how_to_resume(number, status, tmp_path, small_args):
     flags = [
         sys.executable,
         "main.py",
@@ -251,7 +247,7 @@ def limited(folder, limit, *more):
 
 # The initial weights have 1.1 MB, a checkpoint 4.3 MB, a ticket 2.4 MB, figures and events less.
 @pytest.mark.parametrize("limit", [100, 2_000_000])
-def test_files_that_cannot_grow_are_one_line_and_the_run_goes_on_later(limit, tmp_path, small_args):
+def test_files_that_cannot_grow_are_one_line_and_the_run_resumes(limit, tmp_path, small_args):
     result = limited(tmp_path, limit)
     assert result.returncode == 1, result.stderr
     assert result.stderr.splitlines()[-1].startswith("main.py: error: ")
@@ -265,7 +261,7 @@ def test_files_that_cannot_grow_are_one_line_and_the_run_goes_on_later(limit, tm
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of a few megabytes."""
+    """The folder of a disk of 12 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -277,9 +273,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_costs_nothing_and_the_run_goes_on_when_there_is_space(
-    small_disk, small_args, monkeypatch
-):
+def test_a_run_resumes_after_a_full_disk(small_disk, small_args, monkeypatch):
     ballast, left, unraised = small_disk / "ballast", 11_800_000, []
     monkeypatch.setattr(sys, "unraisablehook", unraised.append)
     args = small_args(prune_iterations=3, end_iter=2)
@@ -300,8 +294,8 @@ def test_a_full_disk_costs_nothing_and_the_run_goes_on_when_there_is_space(
 
 
 @pytest.mark.parametrize("last", [0, 3, 6, 9])
-def test_an_event_that_cannot_be_written_leaves_no_file_open(last, small_args, tiny, monkeypatch):
-    """Whether it is the first, one of those before the first iteration, or a later one."""
+def test_a_failed_event_leaves_no_file_open(last, small_args, tiny, monkeypatch):
+    """This holds for the first event, others before the first iteration, and later ones."""
     opened, written = [], []
 
     class Full(utils.RecordWriter):
@@ -325,7 +319,7 @@ def test_an_event_that_cannot_be_written_leaves_no_file_open(last, small_args, t
 @pytest.mark.parametrize(
     ("number", "fails"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)]
 )
-def test_a_file_system_that_cannot_sync_will_do(number, fails, small_args, tiny, monkeypatch):
+def test_file_systems_without_sync_work(number, fails, small_args, tiny, monkeypatch):
     def fsync(_):
         raise OSError(number, "fsync")
 
@@ -343,7 +337,7 @@ def fill_a_gpu():
 @pytest.mark.parametrize(
     "allocate", [lambda: torch.empty(2**45), lambda: np.empty(2**50), fill_a_gpu]
 )
-def test_too_little_memory_is_one_line(allocate, capsys):
+def test_out_of_memory_is_one_line(allocate, capsys):
     with pytest.raises(SystemExit) as stop, utils.one_line_errors("main.py"):
         allocate()
     assert stop.value.code == 1
@@ -352,13 +346,13 @@ def test_too_little_memory_is_one_line(allocate, capsys):
     assert message.count("\n") == 1
 
 
-def test_errors_of_the_program_itself_keep_their_traceback():
+def test_errors_in_the_program_keep_their_traceback():
     with pytest.raises(RuntimeError, match="shapes"), utils.one_line_errors("main.py"):
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(small_args, monkeypatch):
-    """Root may write anywhere, so the system's answer is made here."""
+def test_an_unwritable_folder_is_refused(small_args, monkeypatch):
+    """The error is simulated, because root may write anywhere."""
     args = small_args(prune_iterations=1, end_iter=1)
 
     def refuse(*_, **__):
@@ -369,7 +363,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(small_args, monkeypatch):
         main.main(args)
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(small_args, capsys, tmp_path):
+def test_a_run_resumes_from_the_previous_checkpoint_if_one_is_damaged(small_args, capsys, tmp_path):
     args = small_args(prune_iterations=2)
     expected = run(args)
     saves = utils.Files(args).saves
@@ -379,7 +373,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(small_args, capsys, tm
     assert "checkpoint_lt.pth.tar is damaged" in capsys.readouterr().err
     capsys.readouterr()
     assert run(args) == expected
-    assert "damaged" not in capsys.readouterr().err, "the run has a good checkpoint again"
+    assert "damaged" not in capsys.readouterr().err, "the damaged checkpoint was not replaced"
 
     for path in saves.glob("checkpoint*"):
         path.write_bytes(path.read_bytes()[:-1000])
@@ -388,10 +382,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(small_args, capsys, tm
     assert files(args) == expected
 
 
-def test_a_finished_run_whose_checkpoint_is_damaged_trains_the_rest_again(
+def test_a_finished_run_with_a_damaged_checkpoint_trains_from_the_previous_one(
     small_args, tmp_path, monkeypatch, capsys
 ):
-    """From within its last round, whose arrays must not follow from half of its rows."""
+    """The previous checkpoint is within the last round, whose arrays need all of its rows."""
     args = small_args(prune_iterations=2)
     expected = run(small_args(prune_iterations=2, output_dir=tmp_path / "undisturbed"))
     ticks, tick = itertools.count(1), utils.Log.step
@@ -413,8 +407,8 @@ def test_a_finished_run_whose_checkpoint_is_damaged_trains_the_rest_again(
     assert "finished: " in capsys.readouterr().out
 
 
-def test_a_damaged_checkpoint_is_never_renamed_over_the_one_before(small_args, capsys, monkeypatch):
-    """Or a kill between the two renames of the next one would leave none that is good."""
+def test_a_damaged_checkpoint_never_replaces_the_previous_one(small_args, capsys, monkeypatch):
+    """Otherwise a kill between the two renames would leave no undamaged checkpoint."""
     args = small_args(prune_iterations=2)
     run(args)
     found = utils.Files(args)
@@ -432,33 +426,33 @@ def test_a_damaged_checkpoint_is_never_renamed_over_the_one_before(small_args, c
     assert found.previous_checkpoint in renamed
 
 
-def test_damage_at_any_place_is_found(small_args, tiny):
+def test_damage_at_any_byte_is_detected(small_args, tiny):
     args = small_args(prune_iterations=1, end_iter=1)
     run(args)
     path = utils.Files(args).saves / "checkpoint_lt.pth.tar"
-    whole, keys = path.read_bytes(), {"state": dict, "args": dict}
+    whole = path.read_bytes()
+    keys = {"state": dict, "args": dict}
     good = utils.load_checkpoint(path, keys)
-    found = 0
-    directory = whole.index(b"PK\1\2")  # of the parts, which their checksums do not cover
+    detected = 0
+    directory = whole.index(b"PK\1\2")  # the table of contents, which has no checksum
     for place in (*range(0, directory, 10), *range(directory, len(whole))):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
-            assert same(utils.load_checkpoint(path, keys), good), (
-                f"byte {place}"
-            )  # padding between the parts
+            # Bytes between the parts do not matter.
+            assert same(utils.load_checkpoint(path, keys), good), f"byte {place}"
         except utils.BadInput:
-            found += 1
-    assert found > len(whole) / 10 / 4
+            detected += 1
+    assert detected > len(whole) / 10 / 4
     for place in range(0, len(whole), 97):
         path.write_bytes(whole[:place])
         with pytest.raises(utils.BadInput):
             utils.load_checkpoint(path, keys)
 
 
-# Two at once
+# Two processes
 
 
-def test_a_second_process_on_the_same_run_is_refused_and_others_are_not(small_args):
+def test_a_second_process_on_the_same_run_is_refused(small_args):
     args = small_args(prune_iterations=1, end_iter=1)
     saves = utils.Files(args).saves
     saves.mkdir(parents=True)
@@ -470,7 +464,7 @@ def test_a_second_process_on_the_same_run_is_refused_and_others_are_not(small_ar
     run(args)
 
 
-def test_the_lock_goes_with_its_holder(small_args, monkeypatch):
+def test_the_lock_is_released_on_an_error(small_args, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(main, "load_data", None)
         with pytest.raises(TypeError):
@@ -481,7 +475,7 @@ def test_the_lock_goes_with_its_holder(small_args, monkeypatch):
 # Hostile files
 
 
-def test_pickles_are_refused_and_never_executed(small_args, tmp_path, capsys):
+def test_pickles_are_never_executed(small_args, tmp_path, capsys):
     args, mark = small_args(prune_iterations=1, end_iter=1), tmp_path / "mark"
     run(args)
     hostile = [pickle.dumps(Mark(mark), protocol=protocol) for protocol in (0, 2, 5)]
@@ -510,9 +504,7 @@ def test_pickles_are_refused_and_never_executed(small_args, tmp_path, capsys):
         utils.load_checkpoint(tmp_path / "hostile.pt", {})
 
 
-def test_initial_weights_that_are_hostile_other_or_gone_change_nothing_and_are_put_back(
-    small_args, tmp_path
-):
+def test_damaged_initial_weights_change_nothing_and_are_restored(small_args, tmp_path):
     path = utils.Files(small_args()).initial
     expected = run(small_args(prune_iterations=5, end_iter=1))
     whole = torch.load(path, weights_only=True)
@@ -533,7 +525,7 @@ def test_initial_weights_that_are_hostile_other_or_gone_change_nothing_and_are_p
     assert not (tmp_path / "mark").exists()
 
 
-def test_a_checkpoint_holds_the_state_alone_so_that_another_device_can_take_it_up(small_args, tiny):
+def test_a_checkpoint_holds_only_the_state(small_args, tiny):
     args = small_args(prune_iterations=1, end_iter=1)
     run(args)
     saved = torch.load(utils.Files(args).checkpoint, weights_only=True)
@@ -553,7 +545,7 @@ words = (
 flags = st.sampled_from(sorted(vars(main.parse_args([])))) | st.text(max_size=10)
 
 
-# What stands in a checkpoint where something else should.
+# Values of the wrong type for anything in a checkpoint.
 wrong = (
     st.none()
     | st.integers(-3, 3)
@@ -572,7 +564,7 @@ wrong = (
     ),
     wrong,
 )
-def test_a_checkpoint_with_anything_in_it_is_taken_up_or_refused(
+def test_a_checkpoint_with_any_content_is_resumed_or_refused(
     tmp_path, small_args, tiny, name, content
 ):
     args = small_args(prune_iterations=1, end_iter=1)
@@ -584,9 +576,8 @@ def test_a_checkpoint_with_anything_in_it_is_taken_up_or_refused(
     saved = torch.load(original, weights_only=True)
     (saved if name in saved else saved["state"])[name] = content
     torch.save(saved, path)
-    (utils.Files(args).dumps / "lt_compression.dat").unlink(
-        missing_ok=True
-    )  # not finished, so that all of it is used
+    # Without this array, the run is not finished and uses all of the checkpoint.
+    utils.Files(args).array("compression").unlink(missing_ok=True)
     try:
         run(args)
     except (utils.BadInput, utils.Failure) as error:
@@ -596,7 +587,7 @@ def test_a_checkpoint_with_anything_in_it_is_taken_up_or_refused(
 @pytest.mark.parametrize(
     "spoilt", [None, b"", b'{"round": 0}\n[1]\n{"rou', b"\x80\xff\n", b'{"round": 9}\n' * 50]
 )
-def test_a_spoilt_log_and_array_are_whole_again_when_the_run_resumes(spoilt, small_args, tiny):
+def test_a_damaged_log_and_array_are_restored_on_resuming(spoilt, small_args, tiny):
     log = utils.Files(small_args()).log
     run(small_args(prune_iterations=2, end_iter=2))
     whole = log.read_bytes()
@@ -616,10 +607,10 @@ def test_a_spoilt_log_and_array_are_whole_again_when_the_run_resumes(spoilt, sma
     ]
 
 
-# What changes under a run
+# Changes between two starts of a run
 
 
-def test_a_network_edited_with_equal_shapes_is_another_network(small_args, monkeypatch):
+def test_a_network_edited_without_new_shapes_is_refused(small_args, monkeypatch):
     def build(activation):
         return lambda *_: nn.Sequential(
             nn.Flatten(), nn.MaxPool1d(112), nn.Linear(7, 9), activation(), nn.Linear(9, 10)
@@ -633,7 +624,7 @@ def test_a_network_edited_with_equal_shapes_is_another_network(small_args, monke
 
 
 @pytest.mark.parametrize("change", ["labels", "size", "pixels", "facts"])
-def test_data_that_changed_is_named_as_that(change, small_args, tiny, monkeypatch):
+def test_changed_data_is_refused(change, small_args, tiny, monkeypatch):
     load = archs.load
 
     def other(dataset, data_dir, train):
@@ -653,7 +644,7 @@ def test_data_that_changed_is_named_as_that(change, small_args, tiny, monkeypatc
         run(small_args(prune_iterations=2, end_iter=1))
 
 
-def test_other_code_and_versions_are_noted_and_recorded(small_args, tiny, monkeypatch, capsys):
+def test_other_code_and_versions_are_reported_and_recorded(small_args, tiny, monkeypatch, capsys):
     made = utils.provenance()
     run(small_args(prune_iterations=1, end_iter=1))
     monkeypatch.setattr(
@@ -671,7 +662,7 @@ def test_other_code_and_versions_are_noted_and_recorded(small_args, tiny, monkey
     assert json.loads(files.settings.read_text())["made_by"]["commit"] == "abc"
 
 
-def test_a_commit_of_something_else_is_not_noted(small_args, tiny, monkeypatch, capsys):
+def test_a_commit_without_code_changes_is_not_reported(small_args, tiny, monkeypatch, capsys):
     made = utils.provenance()
     run(small_args(prune_iterations=1, end_iter=1))
     monkeypatch.setattr(
@@ -681,8 +672,8 @@ def test_a_commit_of_something_else_is_not_noted(small_args, tiny, monkeypatch, 
     assert "note: " not in capsys.readouterr().err
 
 
-def test_the_code_that_is_recorded_is_that_of_the_experiment(tmp_path, monkeypatch):
-    """A change of a line gives another digest, also where there is no git."""
+def test_the_code_digest_covers_the_experiment(tmp_path, monkeypatch):
+    """Every change gives another digest, even without git."""
     for path in ("main.py", "utils.py", "archs"):
         (shutil.copytree if Path(ROOT, path).is_dir() else shutil.copy)(
             ROOT / path, tmp_path / path
@@ -698,7 +689,7 @@ def test_the_code_that_is_recorded_is_that_of_the_experiment(tmp_path, monkeypat
     assert len(set(digests)) == 3
 
 
-def test_a_setting_that_older_results_lack_counts_as_its_default(small_args, tiny):
+def test_a_setting_missing_from_older_results_counts_as_its_default(small_args, tiny):
     args = small_args(prune_iterations=1, end_iter=1)
     run(args)
     path = utils.Files(args).checkpoint
@@ -712,22 +703,20 @@ def test_a_setting_that_older_results_lack_counts_as_its_default(small_args, tin
         run(small_args(prune_iterations=2, end_iter=1, momentum=0.5))
 
 
-def test_fewer_rounds_than_there_are_is_said_and_trains_nothing(
-    small_args, tiny, capsys, monkeypatch
-):
+def test_fewer_rounds_than_exist_train_nothing(small_args, tiny, capsys, monkeypatch):
     run(small_args(end_iter=1, prune_iterations=4))
     run(small_args(end_iter=1, prune_iterations=2))
     assert "has 4 rounds" in capsys.readouterr().out
     assert len(np.load(utils.Files(small_args()).array("compression"))) == 4
 
 
-def test_the_rounds_that_are_done_are_drawn_anew_where_their_array_is_lost(small_args, tiny):
+def test_a_lost_array_is_restored(small_args, tiny):
     expected = run(small_args(end_iter=1))
     utils.Files(small_args()).array("compression").unlink()
     assert run(small_args(end_iter=1)) == expected
 
 
-def test_a_checkpoint_that_does_not_fit_costs_no_other(small_args, tiny):
+def test_a_checkpoint_that_does_not_fit_deletes_no_other(small_args, tiny):
     args = small_args(prune_iterations=1, end_iter=1)
     run(args)
     found = utils.Files(args)

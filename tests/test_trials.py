@@ -36,7 +36,7 @@ def files(folder):
 
 @pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory):
-    """What four runs, each by a command of its own, leave: the arrays by name."""
+    """The bytes of the arrays of four runs, each started by its own command."""
     folder = tmp_path_factory.mktemp("single")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(combine_plots, "draw_run", lambda _: None)
@@ -46,14 +46,14 @@ def one_by_one(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("seed", "trials", "seeds"), [(0, 1, [0]), (5, 3, [5, 6, 7])])
-def test_trials_are_seeds_in_a_row(seed, trials, seeds):
+def test_trials_are_consecutive_seeds(seed, trials, seeds):
     args = main.parse_args([f"--seed={seed}", f"--trials={trials}"])
     assert [trial.seed for trial in utils.trials(args)] == seeds
     assert all(vars(trial) | {"seed": seed} == vars(args) for trial in utils.trials(args))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_every_trial_falls_to_one_process(processes, monkeypatch):
+def test_every_trial_runs_in_exactly_one_process(processes, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     found = []
@@ -65,7 +65,7 @@ def test_every_trial_falls_to_one_process(processes, monkeypatch):
     assert sorted(found) == [10, 11, 12, 13, 14]
 
 
-def test_the_processes_of_a_machine_share_its_cores_and_take_its_gpus_in_turn(monkeypatch):
+def test_processes_share_cores_and_take_turns_on_gpus(monkeypatch):
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
@@ -82,7 +82,7 @@ def test_the_processes_of_a_machine_share_its_cores_and_take_its_gpus_in_turn(mo
     assert set(threads) == {2}
 
 
-def test_a_process_of_torchrun_trains_on_the_gpu_that_is_its_turn(small_args, monkeypatch):
+def test_a_torchrun_process_trains_on_its_own_gpu(small_args, monkeypatch):
     picked, reported = [], []
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -104,7 +104,7 @@ def test_a_process_of_torchrun_trains_on_the_gpu_that_is_its_turn(small_args, mo
     ("flags", "advice"),
     [({"trials": 1}, "2 processes for --trials=1"), ({"trials": 2}, "--overwrite")],
 )
-def test_what_torchrun_cannot_do_is_refused(flags, advice, small_args, monkeypatch):
+def test_unusable_torchrun_commands_are_refused(flags, advice, small_args, monkeypatch):
     args = small_args(**flags)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -113,7 +113,7 @@ def test_what_torchrun_cannot_do_is_refused(flags, advice, small_args, monkeypat
         main.main(args)
 
 
-def test_a_signal_at_the_end_of_a_trial_stops_the_others_too(small_args, monkeypatch):
+def test_a_signal_at_the_end_of_a_trial_stops_all_trials(small_args, monkeypatch):
     figure = combine_plots.plot_round
     monkeypatch.setattr(
         combine_plots,
@@ -131,7 +131,7 @@ def test_a_signal_at_the_end_of_a_trial_stops_the_others_too(small_args, monkeyp
 
 
 def children(process):
-    """The numbers of a process's children."""
+    """Return the process numbers of a process's children."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     return [int(number) for number in found.split()]
 
@@ -155,7 +155,7 @@ def torchrun(processes, *command, restarts=0):
     )
 
 
-def test_torchrun_deals_trials_out_and_a_process_that_is_killed_goes_on(tmp_path, one_by_one):
+def test_torchrun_distributes_trials_and_restarts_killed_processes(tmp_path, one_by_one):
     process = torchrun(
         2, "main.py", *FLAGS, "--seed=3", "--trials=4", f"--output_dir={tmp_path}", restarts=2
     )
@@ -182,18 +182,18 @@ import sys
 sys.path.insert(0, sys.argv.pop(1))
 import main, utils
 measure = main.measure
-def sick(args, *rest):
+def failing(args, *rest):
     if args.seed == 4:
         raise utils.Failure("not today, in seed 4")
     return measure(args, *rest)
-main.measure = sick
+main.measure = failing
 with utils.one_line_errors("main.py"):
     main.main(main.parse_args())
 """
 
 
-def test_under_torchrun_a_trial_that_fails_waits_for_those_that_train(tmp_path, one_by_one):
-    """Of three processes, one has nothing to do, one fails in its first epoch, and one trains."""
+def test_under_torchrun_a_failed_trial_waits_for_the_others(tmp_path, one_by_one):
+    """Of three processes, one has a finished trial, one fails in its first epoch, one trains."""
     output = tmp_path / "output"
     main.main(main.parse_args([*FLAGS, f"--output_dir={output}", "--seed=3"]))
     (tmp_path / "failing.py").write_text(FAILING)
@@ -216,7 +216,7 @@ def test_under_torchrun_a_trial_that_fails_waits_for_those_that_train(tmp_path, 
     } == expected
 
 
-# What is decided for all trials at once
+# Checks and actions on all trials at once
 
 
 def network(width):
@@ -225,8 +225,8 @@ def network(width):
     )
 
 
-def test_overwriting_clears_all_trials_before_the_first_begins(small_args, monkeypatch):
-    """Or else those that a stop left for later would count as finished, with results of before."""
+def test_overwriting_deletes_all_trials_before_the_first_starts(small_args, monkeypatch):
+    """Otherwise, after a stop, later trials would count as finished with their old results."""
     monkeypatch.setattr(archs, "build", network(5))
     args = small_args(prune_iterations=1, end_iter=1, trials=3)
     main.main(args)
@@ -244,7 +244,7 @@ def test_overwriting_clears_all_trials_before_the_first_begins(small_args, monke
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_is_wrong_with_a_later_trial_keeps_the_first_from_starting(
+def test_a_later_trial_that_cannot_run_stops_the_first_from_starting(
     overwrite, small_args, monkeypatch
 ):
     main.main(small_args(prune_iterations=1, end_iter=1, seed=2, lr=0.01))
@@ -263,7 +263,7 @@ def test_what_is_wrong_with_a_later_trial_keeps_the_first_from_starting(
     assert not utils.Files(args).dumps.joinpath("lt_log.jsonl").exists()
 
 
-def test_masks_are_looked_for_for_all_trials_before_the_first_starts(small_args, monkeypatch):
+def test_masks_of_all_trials_are_checked_before_the_first_starts(small_args, monkeypatch):
     main.main(small_args(end_iter=1, trials=2))
     path = utils.Files(small_args(seed=1)).ticket(0)
     path.write_bytes(path.read_bytes()[:-100])
@@ -273,16 +273,16 @@ def test_masks_are_looked_for_for_all_trials_before_the_first_starts(small_args,
     assert not utils.Files(small_args(prune_type="reinit")).checkpoint.exists()
 
 
-def test_a_trial_that_fails_ends_no_other_and_is_named_in_the_end(small_args, monkeypatch, capsys):
+def test_a_failed_trial_does_not_stop_the_others_and_is_reported(small_args, monkeypatch, capsys):
     trained, measure = [], main.measure
 
-    def sick(args, *rest):
+    def failing(args, *rest):
         trained.append(args.seed)
         if args.seed in (0, 2):
             raise utils.Failure(f"the loss is not finite in round 0 of seed {args.seed}")
         return measure(args, *rest)
 
-    monkeypatch.setattr(main, "measure", sick)
+    monkeypatch.setattr(main, "measure", failing)
     for expected in ([0, 1, 2], [0, 2]):
         with pytest.raises(utils.Failure, match=r"of seed 0; .* of seed 2$"):
             main.main(small_args(prune_iterations=1, end_iter=1, trials=3))
@@ -295,7 +295,7 @@ def test_a_trial_that_fails_ends_no_other_and_is_named_in_the_end(small_args, mo
     assert [utils.Files(small_args(seed=seed)).rounds() for seed in range(3)] == [0, 1, 0]
 
 
-def test_only_torchruns_own_variables_count(monkeypatch):
+def test_variables_of_other_launchers_are_ignored(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert [trial.seed for trial in utils.trials(main.parse_args(["--trials=2"]))] == [0, 1]
