@@ -81,14 +81,13 @@ def read_runs(place):
     import pandas as pd
 
     columns = {}
-    settings = {}
     folders = seed_folders(place)
     for prune_type in utils.PRUNE_TYPES:
         for folder in folders:
-            run = read_run(folder, prune_type)
+            run = read_run(prune_type, folder)
             if run is not None:
                 columns[prune_type, folder] = run
-                settings[prune_type, folder] = read_settings(folder, prune_type)
+    settings = {key: read_settings(*key) for key in columns}
     names = curve_names(settings)
 
     if any("," in name for name in names.values()):
@@ -96,7 +95,7 @@ def read_runs(place):
         warn(f"{place} has runs with different settings, which are not averaged: {curves}")
     unknown = [f"{key[0]} in {key[1]}" for key in settings if settings[key] is None]
     if unknown:
-        warn(f"treated as runs with equal settings, which cannot be read: {'; '.join(unknown)}")
+        warn(f"settings that cannot be read are treated as equal: {'; '.join(unknown)}")
 
     runs = []
     for (prune_type, folder), run in columns.items():
@@ -117,19 +116,17 @@ def seed_folders(place):
     return dict(sorted(seeds.items(), key=lambda item: item[1]))
 
 
-def read_run(folder, prune_type):
+def read_run(prune_type, folder):
     """Return the columns of a run, {name: a value per finished round}; None if it has none."""
-    paths = {}
-    for name in ("compression", *COLUMNS):
-        path = folder / f"{prune_type}_{name}.dat"
-        if path.exists():
-            paths[name] = path
-    if "compression" not in paths or "bestaccuracy" not in paths:
+    paths = {name: folder / f"{prune_type}_{name}.dat" for name in ("compression", *COLUMNS)}
+    if not paths["compression"].exists() or not paths["bestaccuracy"].exists():
         return None
 
     arrays = {}
     try:
         for name, path in paths.items():
+            if not path.exists():  # of an older version
+                continue
             arrays[name] = utils.read_array(path)
             if name != "earlystop" and not all(0 <= value <= 100 for value in arrays[name]):
                 raise utils.BadInput(f"{path} has values that are not percentages")
@@ -144,7 +141,7 @@ def read_run(folder, prune_type):
     return columns
 
 
-def read_settings(folder, prune_type):
+def read_settings(prune_type, folder):
     """Return a run's settings and their defaults, two {flag: value}; None if they cannot be read.
 
     Settings that may change on resuming, the seed and the prune type are left out.

@@ -519,9 +519,9 @@ class Step:
             self.generator = torch.cuda.default_generators[device.index]
 
         self.parameters = list(state.model.parameters())
-        self.optimizer_state = {}
-        for name, tensors in state.optimizer_state.items():
-            self.optimizer_state[name] = list(tensors.values())
+        self.optimizer_state = {
+            name: list(tensors.values()) for name, tensors in state.optimizer_state.items()
+        }
         self.masks = []
         for name, weight in prunable(state.model).items():
             mask = torch.empty_like(weight).copy_(state.masks[name])  # bool is ten times slower
@@ -749,9 +749,8 @@ def describe_run(args, model, percents, data, trials):
     rounds = args.prune_iterations
     _, end = iterations(args, len(data.train[1]) - args.val_size)
     total = sum(weight.numel() for weight in weights.values())
-    remaining = 0
-    for name, weight in weights.items():
-        remaining += weight.numel() * (1 - percents[name] / 100) ** (rounds - 1)
+    shares = {name: (1 - percent / 100) ** (rounds - 1) for name, percent in percents.items()}
+    remaining = sum(weight.numel() * shares[name] for name, weight in weights.items())
 
     work = f"{utils.plural(rounds, 'round')} of {end} iterations"
     if trials > 1:

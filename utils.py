@@ -856,8 +856,7 @@ def settings_page(args):
     settings = {}
     for name, value in vars(args).items():
         if name not in MAY_CHANGE_ON_RESUME:
-            plain = isinstance(value, (bool, int, float, str))
-            settings[name] = value if plain else str(value)
+            settings[name] = value if isinstance(value, (int, float, str)) else str(value)
     return summary.hparams(settings, {"ticket/accuracy": 0.0, "ticket/weights_remaining": 0.0})
 
 

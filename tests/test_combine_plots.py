@@ -555,5 +555,5 @@ def test_unreadable_settings_are_treated_as_equal_and_reported(content, tmp_path
     names = [name for name, _, _ in drawn["combined_fc1_mnist.png"]]
     assert names == ["lt", "lt, settings not known", "lt, settings not known"]
     error = capsys.readouterr().err
-    assert "treated as runs with equal settings" in error
+    assert "settings that cannot be read are treated as equal" in error
     assert "seed2" in error
