@@ -67,8 +67,9 @@ def main(args):
         if runs:
             percents = layer_percents(args, model, output_layer(args, model))
             data = load_data(args, device)
+            state = new_state(args, model)
             for run in runs:
-                run.check(data.digest, new_state(args, model))
+                run.check(data.digest, state)
             if args.overwrite:
                 for run in runs:
                     run.clear()

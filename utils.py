@@ -526,8 +526,7 @@ class Run:
         """
         self.settings["data"] = digest
         if self.saved:
-            if other := difference(self, self.saved["args"]):
-                raise BadInput(f"{self.files.dumps} has results with {other}. {START_OVER}")
+            self.check_settings(self.saved["args"])
             if not same_structure(vars(state), self.saved["state"]):
                 raise BadInput(
                     f"the checkpoint in {self.files.saves} is of another network or version. "
@@ -537,6 +536,11 @@ class Run:
             rounds = range(self.args.prune_iterations)
             for round_ in tqdm(rounds, desc="checking masks", delay=1, leave=False):
                 read_masks(self, round_, state.masks)
+
+    def check_settings(self, others):
+        """Raise BadInput if the existing results have other settings, {name: value}."""
+        if other := difference(self, others):
+            raise BadInput(f"{self.files.dumps} has results with {other}. {START_OVER}")
 
     def clear(self):
         """Delete all existing results."""
@@ -585,8 +589,7 @@ def newest_checkpoint(run):
         except BadInput as error:
             damage = damage or error
             continue
-        if other := difference(run, saved["args"]):
-            raise BadInput(f"{run.files.dumps} has results with {other}. {START_OVER}")
+        run.check_settings(saved["args"])
         if damage:
             print(f"{damage}: resuming from the previous checkpoint", file=sys.stderr)
         return path, saved

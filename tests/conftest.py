@@ -67,6 +67,11 @@ def train_round(monkeypatch, undrawn):
     return train
 
 
+def arrays(args):
+    """Return the bytes of the arrays in a run's folder, by name."""
+    return {path.name: path.read_bytes() for path in utils.Files(args).dumps.glob("*.dat")}
+
+
 def same(a, b):
     """Return whether nested dicts and lists hold equal tensors and values."""
     if isinstance(a, dict):
@@ -172,7 +177,7 @@ def train_plainly(args, state, masks, data, round_, optimizer, iterations, rate)
 
     Returns the state dict at the end and the loss of each iteration.
     """
-    model = main.new_model(args, 0, torch.device("cpu"))
+    model = main.new_model(args, 0)
     model.load_state_dict(state)
     optimizer = optimizer(model.parameters())
     images, labels = data.train

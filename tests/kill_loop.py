@@ -53,22 +53,16 @@ def start(folder, kind):
         f"--prune_type={kind}",
         f"--prune_iterations={ROUNDS}",
         f"--end_iter={EPOCHS}",
+        "--dataset=digits",
+        "--gpu=cpu",
+        "--prune_percent=30",
+        "--batch_size=120",
+        *KINDS[kind],
     ]
     status = 0
     try:
         with utils.one_line_errors("main.py"):
-            main.main(
-                main.parse_args(
-                    [
-                        *flags,
-                        *KINDS[kind],
-                        "--dataset=digits",
-                        "--gpu=cpu",
-                        "--prune_percent=30",
-                        "--batch_size=120",
-                    ]
-                )
-            )
+            main.main(main.parse_args(flags))
     except SystemExit as error:
         status = error.code
     except BaseException:

@@ -232,7 +232,7 @@ def test_training_is_drawn_for_chosen_rounds_as_in_figure_3(experiment, figures)
     assert random["lines"][0][1] == pytest.approx([91.25, 91.5, 91.75, 92])
     combine(experiment)
     assert figures["training_fc1_mnist.png"][0]["legend"] == ["100"], (
-        "rounds 0, 3, 7 and 15, as far as they are there"
+        "of rounds 0, 3, 7 and 15, only round 0 exists"
     )
     combine(experiment, "--rounds=0,1")
     assert figures["training_fc1_mnist.png"][0]["legend"] == ["100", "80"]

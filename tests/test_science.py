@@ -15,7 +15,7 @@ from torch import nn
 import archs
 import main
 import utils
-from conftest import small_data, small_network, train_plainly, trial_data
+from conftest import arrays, small_data, small_network, train_plainly, trial_data
 
 BATCH_NORM = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 
@@ -437,11 +437,6 @@ def test_initial_weights_depend_on_seed_and_round_only(small_args):
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(0), weights(1))
     assert not torch.equal(weights(0), weights(0, seed=1))
-
-
-def arrays(args):
-    folder = utils.Files(args).dumps
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.dat"))}
 
 
 def test_the_same_command_gives_the_same_bytes_and_another_seed_does_not(small_args, tmp_path):

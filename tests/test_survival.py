@@ -28,7 +28,7 @@ import archs
 import combine_plots
 import main
 import utils
-from conftest import ROOT, Mark, command, same
+from conftest import ROOT, Mark, arrays, command, same
 
 FLAGS = ("--dataset=digits", "--gpu=cpu", "--prune_percent=20")
 
@@ -45,12 +45,7 @@ def run(args, **changes):
     for name, value in changes.items():
         setattr(args, name, value)
     main.main(args)
-    return files(args)
-
-
-def files(args):
-    """Return the bytes of a run's arrays, by name."""
-    return {path.name: path.read_bytes() for path in utils.Files(args).dumps.glob("*.dat")}
+    return arrays(args)
 
 
 # Resuming
@@ -129,7 +124,7 @@ def test_results_of_other_settings_are_refused_and_the_difference_named(change, 
     message = rf"with --{name}={value}, not .*--output_dir.*--overwrite"
     with pytest.raises(utils.BadInput, match=message):
         run(other)
-    assert files(args) == before
+    assert arrays(args) == before
 
 
 def test_overwriting_starts_over_and_spares_other_runs(small_args):
@@ -151,7 +146,7 @@ def test_bad_usage_spares_existing_results(small_args):
     before = run(small_args(prune_iterations=1, end_iter=1))
     with pytest.raises(utils.BadInput):
         run(small_args(batch_size=5000), overwrite=True)
-    assert files(small_args()) == before
+    assert arrays(small_args()) == before
 
 
 def test_results_without_a_checkpoint_are_not_overwritten(small_args):
@@ -161,7 +156,7 @@ def test_results_without_a_checkpoint_are_not_overwritten(small_args):
         path.unlink()
     with pytest.raises(utils.BadInput, match=r"no checkpoint to resume from.*--overwrite"):
         run(args)
-    assert files(args) == before
+    assert arrays(args) == before
 
 
 def test_another_network_is_refused(small_args, tiny):
@@ -379,7 +374,7 @@ def test_a_run_resumes_from_the_previous_checkpoint_if_one_is_damaged(small_args
         path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(utils.BadInput, match=r"is damaged.*--overwrite"):
         run(args)
-    assert files(args) == expected
+    assert arrays(args) == expected
 
 
 def test_a_finished_run_with_a_damaged_checkpoint_trains_from_the_previous_one(
