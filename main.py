@@ -46,6 +46,7 @@ CONVOLUTIONS = (
     nn.ConvTranspose3d,
 )
 LAYERS = (nn.Linear, nn.Bilinear, *CONVOLUTIONS)  # their weights are pruned
+SEEDS = 2**64  # as many as torch has
 EVAL_BATCH = {"cpu": 500, "cuda": 2000}  # fits a CPU's caches; keeps a GPU busy
 
 
@@ -796,6 +797,8 @@ def parse_args(argv=None):
             f"--arch_type={args.arch_type} does not support --dataset={args.dataset}; "
             f"these do: {', '.join(names)}"
         )
+    if args.seed + args.trials > SEEDS:
+        parser.error(f"--trials={args.trials} needs seeds beyond {SEEDS - 1}")
     if args.prune_type == "lt" and args.masks_from:
         parser.error("--masks_from=lt is for the other prune types; lt makes these masks")
     if args.prune_type == "reinit" and args.rewind_iter:
@@ -839,7 +842,7 @@ def add_flags(parser):
         help="digits comes with the code, the others are downloaded")
     add("--arch_type", default="fc1", choices=archs.architectures(),
         help="network")
-    add("--seed", default=0, type=number(int, f"[0, {2**64})"), metavar="N",
+    add("--seed", default=0, type=number(int, f"[0, {SEEDS})"), metavar="N",
         help="seeds all randomness")
     add("--trials", default=1, type=count, metavar="N",
         help="number of seeds, starting at --seed")

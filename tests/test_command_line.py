@@ -305,6 +305,7 @@ def test_bad_flags_are_one_line(flag, advice, capsys):
     [
         (["--masks_from=lt"], "for the other prune types"),
         (["--prune_type=reinit", "--rewind_iter=5"], "new weights"),
+        ([f"--seed={2**64 - 1}", "--trials=2"], f"--trials=2 needs seeds beyond {2**64 - 1}"),
     ],
 )
 def test_incompatible_flags_are_one_line(flags, advice, capsys):
