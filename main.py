@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
+from torch.utils.flop_counter import FlopCounterMode
 
 import archs
 import combine_plots
@@ -66,7 +67,9 @@ def main(args):
     with utils.open_runs(trials, model, defaults(args)) as runs:
         runs = [run for run in runs if not is_finished(run)]
         if runs:
-            percents = layer_percents(args, model, output_layer(args, model))
+            output, operations = check_network(args, model)
+            percents = layer_percents(args, model, output)
+            torch.set_num_threads(utils.pick_threads(args.threads, operations * args.batch_size))
             data = load_data(args, device)
             state = new_state(args, model)
             for run in runs:
@@ -437,11 +440,12 @@ def prunable(model):
     return found
 
 
-def output_layer(args, model):
-    """Run the network once and return the layer that was called last; None if none was called.
+def check_network(args, model):
+    """Run the network once; return its output layer and its operations per example.
 
-    Raises utils.BadInput if the network cannot be trained on the dataset's images, or does not
-    return logits.
+    The output layer is the layer that is called last, None if none is called. Only floating-point
+    operations of convolutions and matrix products count. Raises utils.BadInput if the network
+    cannot be trained on the dataset's images, or does not return logits.
     """
     facts = archs.facts(args.dataset)
     images = torch.zeros(min(2, args.batch_size), facts.CHANNELS, facts.SIZE, facts.SIZE)
@@ -452,7 +456,8 @@ def output_layer(args, model):
             hook = module.register_forward_hook(lambda layer, *_: called.append(layer))
             hooks.append(hook)
     try:
-        shape = tuple(model(images).shape)
+        with FlopCounterMode(display=False) as counter:
+            shape = tuple(model(images).shape)
     except (RuntimeError, ValueError) as error:  # such as batch norm on a single example
         raise utils.BadInput(
             f"{args.arch_type} cannot be trained on batches of {tuple(images.shape)}: "
@@ -466,7 +471,8 @@ def output_layer(args, model):
         raise utils.BadInput(
             f"{args.arch_type} returns shape {shape}, not logits of shape {expected}"
         )
-    return called[-1] if called else None
+    output = called[-1] if called else None
+    return output, counter.get_total_flops() / len(images)
 
 
 def new_state(args, model):
@@ -498,9 +504,9 @@ def new_optimizer_state(args, model):
 class Step:
     """One training iteration on the device: forward, backward, optimizer, masks.
 
-    On a GPU, the iteration is captured once per round as a CUDA graph and then replayed. What
-    changes from one iteration to the next (batch, learning rate, position in the epoch) is
-    therefore read from tensors that stay in place.
+    On a GPU, the iteration is captured once per round as a CUDA graph and then replayed, if the
+    graph computes the same. What changes from one iteration to the next (batch, learning rate,
+    position in the epoch) is therefore read from tensors that stay in place.
     """
 
     def __init__(self, args, state, data):
@@ -528,7 +534,9 @@ class Step:
         for name, weight in prunable(state.model).items():
             mask = torch.empty_like(weight).copy_(state.masks[name])  # bool is ten times slower
             self.masks.append((weight, mask))
-        self.graph = self.capture() if on_gpu else None
+        self.graph = None
+        if on_gpu:
+            self.capture()
 
     def __call__(self):
         """Train on the next batch."""
@@ -581,39 +589,70 @@ class Step:
         self.position.add_(1)
 
     def capture(self):
-        """Return the iteration as a CUDA graph, or None if it cannot be captured.
+        """Capture the iteration as a CUDA graph, and keep it if its replays compute the same.
 
-        The state is as before: the eager iterations that a capture needs first are undone.
+        A capture needs eager iterations first. The same iterations are then replayed, and compared.
+        All of them are undone: the state stays as it is.
         """
         before = utils.snapshot(vars(self.state))
         stream = self.capture_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.position.zero_()
-                self.iterate()
+            expected = self.rehearse(before)
         torch.cuda.current_stream().wait_stream(stream)
 
         try:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=stream):
                 self.iterate()
+            self.graph = graph
+            problem = mismatch(self.rehearse(before), expected)
         except RuntimeError as error:
-            graph = None
             while error.__context__:  # leaving a failed capture raises an error of its own
                 error = error.__context__
             if isinstance(error, torch.OutOfMemoryError):
                 raise error from None
-            reason = str(error).partition("\n")[0]
-            print(f"running without a CUDA graph, which cannot be captured: {reason}")
+            problem = str(error).partition("\n")[0]
             torch.cuda.synchronize()
+        if problem:
+            self.graph = None
+            print(f"running without a CUDA graph: {problem}")
         utils.restore(vars(self.state), before)
-        return graph
+        self.seeds = []
+
+    def rehearse(self, before):
+        """Train for three iterations from the state `before`; return what they computed.
+
+        This is {"loss": sum of their losses, "update": Euclidean length of the parameters' change}.
+        While the learning rate is low, only the latter shows whether the parameters change.
+        """
+        utils.restore(vars(self.state), before)
+        self.state.loss.zero_()
+        start = [parameter.detach().clone() for parameter in self.parameters]
+        self.seeds = []  # the first call begins its epoch
+        for _ in range(3):
+            self()
+        changes = [
+            parameter.detach() - old for parameter, old in zip(self.parameters, start, strict=True)
+        ]
+        return {
+            "loss": self.state.loss.item(),
+            "update": nn.utils.get_total_norm(changes).item(),
+        }
 
     @staticmethod
     @cache  # each stream has its own memory, so a new one per round would use more and more
     def capture_stream():
         return torch.cuda.Stream()
+
+
+def mismatch(found, expected):
+    """Return in words how finite numbers differ from the expected ones, {name: number}."""
+    texts = []
+    for name, number in found.items():
+        if not (math.isfinite(number) and math.isclose(number, expected[name], rel_tol=1e-3)):
+            texts.append(f"its {name} is {number:.6g}, not {expected[name]:.6g}")
+    return ", ".join(texts)
 
 
 def forward(args, model, data, images):
@@ -757,6 +796,8 @@ def describe_run(args, model, percents, data, trials):
     work = f"{utils.plural(rounds, 'round')} of {end} iterations"
     if trials > 1:
         work = f"{trials} trials of {work}"
+    if data.device.type == "cpu":
+        work += f" on {utils.plural(torch.get_num_threads(), 'thread')}"
     network = sum(tensor.nbytes for tensor in model.state_dict().values())
     ticket = 2 * network + total + 1e5  # two state dicts, the masks, figures and logs
     checkpoint = 5 * network + total
@@ -901,6 +942,9 @@ def add_flags(parser):
     add = parser.add_argument_group("machine").add_argument
     add("--gpu", default=0, type=number(int, "[0, inf)", "cpu"), metavar="N",
         help="index of the GPU, or cpu; without a GPU, the CPU is used")
+    add("--threads", type=number(int, "[1, 1024)"), metavar="N",
+        help="CPU threads (default: OMP_NUM_THREADS if set, else one for small networks and all"
+             " cores for large ones%(default).0s)")
     add("--amp", action="store_true",
         help="bfloat16 in the forward pass")
     add("--data_dir", default="data", type=utils.folder, metavar="DIR",

@@ -35,12 +35,17 @@ MAY_CHANGE_ON_RESUME = {
     "prune_iterations",
     "trials",
     "gpu",
+    "threads",
     "data_dir",
     "output_dir",
     "overwrite",
     "print_freq",
 }
 CHECKPOINT_SECONDS = 20
+THREADS = torch.get_num_threads()  # OMP_NUM_THREADS, or the available cores
+# Floating-point operations of a batch's forward pass. With less work, several threads are little
+# faster than one alone, and several times slower beside another process; docs/development.md.
+WORK_FOR_THREADS = 1e9
 # Arrays of one value per round. `compression` is written last: its length is the number of
 # finished rounds.
 ARRAYS = ("bestaccuracy", "finalaccuracy", "earlystop", "earlystopaccuracy", "compression")
@@ -156,36 +161,59 @@ def plural(n, noun):
     return f"{n} {noun}" if n in (1, "1") else f"{n} {noun}s"
 
 
+def under_torchrun():
+    """Return whether torchrun started this process. (Other launchers set RANK, too.)"""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def from_torchrun(name, default):
+    """Return the number in an environment variable that torchrun sets; `default` without it."""
+    return int(os.environ.get(name, default)) if under_torchrun() else default
+
+
 def trials(args):
     """Return the settings of this process's trials: all of them, or its share under torchrun.
 
-    The processes of a machine share its cores, or take turns on its GPUs. Raises BadInput if
-    torchrun started more processes than there are trials.
+    The processes of a machine take turns on its GPUs. Raises BadInput if torchrun started more
+    processes than there are trials.
     """
-    world = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # other launchers set RANK, too
-        world = {name: int(os.environ.get(name, default)) for name, default in world.items()}
-        if args.overwrite:
-            raise BadInput(
-                "--overwrite cannot be used with torchrun, whose restarts would delete the results "
-                "again: choose another --output_dir"
-            )
-    processes = world["WORLD_SIZE"]
+    if args.overwrite and under_torchrun():
+        raise BadInput(
+            "--overwrite cannot be used with torchrun, whose restarts would delete the results "
+            "again: choose another --output_dir"
+        )
+    processes = from_torchrun("WORLD_SIZE", 1)
     if processes > args.trials:
         raise BadInput(
             f"torchrun started {processes} processes for --trials={args.trials}: "
             "start at most one process per trial"
         )
 
-    if world["LOCAL_WORLD_SIZE"] > 1:
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, cores // world["LOCAL_WORLD_SIZE"]))
     gpu = args.gpu
     gpus = torch.cuda.device_count()
     if gpu != "cpu" and gpus > 0 and processes > 1:
-        gpu = (gpu + world["LOCAL_RANK"]) % gpus
-    seeds = range(args.seed, args.seed + args.trials)[world["RANK"] :: processes]
+        gpu = (gpu + from_torchrun("LOCAL_RANK", 0)) % gpus
+    rank = from_torchrun("RANK", 0)
+    seeds = range(args.seed, args.seed + args.trials)[rank::processes]
     return [argparse.Namespace(**vars(args) | {"seed": seed, "gpu": gpu}) for seed in seeds]
+
+
+def pick_threads(threads, work):
+    """Return the number of CPU threads: `threads` (from `--threads`), or what the work needs.
+
+    If `threads` is None, OMP_NUM_THREADS counts. Otherwise small networks get one thread, and large
+    ones all cores of this process: several threads wait for each other, which takes most of the
+    time if another process needs a core. `work` is the number of floating-point operations of a
+    batch's forward pass.
+    """
+    if threads:
+        return threads
+    cores = THREADS
+    if under_torchrun():  # which sets OMP_NUM_THREADS=1
+        cores = max(1, len(os.sched_getaffinity(0)) // from_torchrun("LOCAL_WORLD_SIZE", 1))
+    elif os.environ.get("OMP_NUM_THREADS"):
+        return THREADS
+    return cores if work >= WORK_FOR_THREADS else 1
 
 
 def report(failures):
@@ -194,7 +222,7 @@ def report(failures):
     torchrun stops all processes as soon as one exits with an error, so each waits here until all
     others have trained.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if under_torchrun():
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would react only after the barrier
         try:
             distributed.init_process_group("gloo", timeout=timedelta(days=365))
@@ -551,7 +579,7 @@ class Run:
         """Save the new run's `state`, or restore the checkpoint into it."""
         if self.saved:
             restore(vars(state), self.saved["state"])
-            note_changes(self, self.saved["made_by"])
+            note_changes(self, self.saved["made_by"], state.loss.device)
             self.write_results()
             if self.saved_path == self.files.previous_checkpoint:
                 # The newest one is damaged. It must not replace the previous one.
@@ -569,7 +597,8 @@ class Run:
         Raises Stopped if a signal has arrived.
         """
         if now or self.stop or time.monotonic() > self.save_time + CHECKPOINT_SECONDS:
-            content = {"state": vars(state), "args": self.settings, "made_by": provenance()}
+            made_by = provenance() | machine(state.loss.device)
+            content = {"state": vars(state), "args": self.settings, "made_by": made_by}
             save_checkpoint(self.files.checkpoint, content, self.files.previous_checkpoint)
             self.save_time = time.monotonic()
         if self.stop:
@@ -616,16 +645,16 @@ def difference(run, others, free=()):
     return None
 
 
-def note_changes(run, made_by):
-    """Warn if a checkpoint was made by other code or versions."""
-    now = provenance()
+def note_changes(run, made_by, device):
+    """Warn if a checkpoint was made by other code or versions, or on another machine."""
+    now = provenance() | machine(device)
     changes = []
-    for name in now:
-        if name not in ("commit", "changed") and made_by.get(name) != now[name]:
-            changes.append(f"{name} {made_by.get(name)}, now {now[name]}")
+    for name in now.keys() & made_by.keys() - {"commit", "changed"}:
+        if made_by[name] != now[name]:
+            changes.append(f"{name} {made_by[name]}, now {now[name]}")
     if changes:
         print(
-            f"note: {run.files.dumps} resumes with other code or versions: {'; '.join(changes)}",
+            f"note: {run.files.dumps} resumes with changes: {'; '.join(sorted(changes))}",
             file=sys.stderr,
         )
 
@@ -651,20 +680,31 @@ def provenance():
     return made_by
 
 
+def machine(device):
+    """Return what else may change a result's last digits, {name: value}."""
+    if device.type == "cpu":
+        name = platform.machine()
+        precision = {}
+    else:
+        name = torch.cuda.get_device_name(device)
+        precision = {
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),  # "high" is TF32
+            "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        }
+    return {"device": f"{device.type}, {name}", "threads": torch.get_num_threads(), **precision}
+
+
 def write_settings(run, device):
     """Write how the run was made, for people and for combine_plots.py."""
     start = datetime.now().astimezone().isoformat(timespec="seconds")
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         start = json.loads(run.files.settings.read_text())["start"]  # of a resumed run
-    name = platform.machine()
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
     content = {
         "settings": run.settings,
         "defaults": run.defaults,
         "made_by": provenance(),
-        "device": f"{device.type}, {name}",
-        "threads": torch.get_num_threads(),
+        **machine(device),
         "start": start,
     }
     write(run.files.settings, lambda file: file.write(json.dumps(content, indent=1).encode()))

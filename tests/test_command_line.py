@@ -1,6 +1,7 @@
 """main.py and combine_plots.py as a user types them."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -12,7 +13,7 @@ import archs
 import combine_plots
 import main
 import utils
-from conftest import command, png_size
+from conftest import arrays, command, png_size
 
 QUICK = ("main.py", "--dataset=digits", "--prune_percent=20", "--gpu=cpu")
 
@@ -173,9 +174,13 @@ def test_help_shows_every_flag_with_its_default(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for flag, default in vars(main.parse_args([])).items():
         assert f"--{flag}" in text
-        shown = {"val_size": "the dataset's", "masks_from": "none", "lr_milestones": "none"}.get(
-            flag, default
-        )
+        words = {
+            "val_size": "the dataset's",
+            "masks_from": "none",
+            "lr_milestones": "none",
+            "threads": "OMP_NUM_THREADS",
+        }
+        shown = words.get(flag, default)
         shown = "--prune_percent" if flag.startswith("prune_percent_") else shown
         assert default is False or f"(default: {shown}" in text
     assert "default: None" not in text
@@ -231,6 +236,7 @@ def test_the_defaults_are_those_of_the_contract():
         "valid_freq": 1,
         "eval_iter": 0,
         "gpu": 0,
+        "threads": None,
         "amp": False,
         "data_dir": "data",
         "output_dir": ".",
@@ -253,6 +259,7 @@ BAD_VALUES = {  # {flag: (part of the error, values)}
         ["-1", "18446744073709551616", "1.0", "9" * 5000],
     ),
     "trials": (COUNT, ["0"]),
+    "threads": ("a whole number in [1, 1024), not", ["0", "-1", "1024", "two"]),
     "prune_percent": (
         "a number in (0, 100), not",
         ["0", "100", "-5", "nan", "inf", "ten", ""],
@@ -367,12 +374,36 @@ def test_without_a_gpu_the_cpu_is_used_and_reported(monkeypatch, capsys):
     assert main.pick_device(0).type == "cpu"
     assert "CPU" in capsys.readouterr().out
     assert main.pick_device("cpu").type == "cpu"
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Make torch report two GPUs; restore the precision that is chosen for them."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    precision = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
+def test_a_gpu_that_exists_is_used(two_gpus):
     assert main.pick_device(1) == torch.device("cuda", 1)
     with pytest.raises(utils.BadInput, match="0 to 1"):
         main.pick_device(2)
+
+
+def test_tf32_and_autotuning_of_a_gpu_are_recorded(two_gpus):
+    assert utils.machine(main.pick_device(1)) == {
+        "device": "cuda, card 1",
+        "threads": 1,
+        "float32_matmul_precision": "high",
+        "cudnn_allow_tf32": True,
+        "cudnn_benchmark": True,
+    }
+    assert "cudnn_benchmark" not in utils.machine(main.pick_device("cpu"))
 
 
 def test_importing_has_no_effects(tmp_path):
@@ -386,6 +417,112 @@ def test_importing_has_no_effects(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# Threads
+
+
+@pytest.mark.parametrize(
+    ("threads", "variable", "torchrun", "large", "expected"),
+    [
+        (None, None, False, False, 1),
+        (None, None, False, True, 8),
+        (None, "8", False, False, 8),
+        (None, "", False, False, 1),
+        (3, "8", False, False, 3),
+        (None, "1", True, False, 1),
+        (None, "1", True, True, 5),  # 16 cores for three processes
+        (3, "1", True, True, 3),
+    ],
+)
+def test_flag_then_variable_then_work_set_the_threads(
+    threads, variable, torchrun, large, expected, monkeypatch
+):
+    monkeypatch.setattr(utils, "THREADS", 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    work = utils.WORK_FOR_THREADS
+    assert utils.pick_threads(threads, work if large else work - 1) == expected
+
+
+def test_more_processes_than_cores_get_one_thread_each(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert utils.pick_threads(None, utils.WORK_FOR_THREADS) == 1
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_only_small_networks_train_on_one_thread(dataset, monkeypatch):
+    monkeypatch.setattr(utils, "THREADS", 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    threads = {}
+    for arch_type in ("fc1", "lenet5", "conv2", "conv6", "resnet20", "vgg16"):
+        args = main.parse_args([f"--arch_type={arch_type}", f"--dataset={dataset}"])
+        _, operations = main.check_network(args, archs.build(dataset, arch_type))
+        threads[arch_type] = utils.pick_threads(None, operations * args.batch_size)
+    assert threads.pop("fc1") == threads.pop("lenet5") == 1
+    assert set(threads.values()) == {8}
+
+
+@pytest.mark.parametrize("batch_size", [1, 60])
+def test_the_operations_of_a_network_are_counted_per_example(batch_size):
+    args = main.parse_args([f"--batch_size={batch_size}"])
+    _, operations = main.check_network(args, archs.build("mnist", "fc1"))
+    assert operations == 2 * 266200
+
+
+def test_the_batch_size_counts(small_args, undrawn, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    found = []
+    monkeypatch.setattr(utils, "pick_threads", lambda *values: found.append(values) or 1)
+    main.main(small_args(prune_iterations=1, end_iter=1, batch_size=100, threads=3))
+    assert found == [(3, 100 * 2 * 266200)]
+
+
+def test_the_threads_are_used_recorded_and_a_change_is_noted(small_args, undrawn, capsys):
+    args = small_args(prune_iterations=1, end_iter=1)
+    for rounds, threads, note in (
+        (1, 2, ""),
+        (2, 2, ""),
+        (3, 1, f"note: {utils.Files(args).dumps} resumes with changes: threads 2, now 1\n"),
+    ):
+        try:
+            main.main(small_args(prune_iterations=rounds, end_iter=1, threads=threads))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(1)
+        captured = capsys.readouterr()
+        assert note in captured.err
+        assert captured.err.count("note: ") == bool(note)
+        assert f" on {utils.plural(threads, 'thread')}, " in captured.out
+        assert json.loads(utils.Files(args).settings.read_text())["threads"] == threads
+
+
+ON_CORES = """
+import os, runpy, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv.pop(1))])
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+def test_results_of_a_small_network_do_not_depend_on_the_cores(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    results = []
+    for cores in (1, 2):
+        output = tmp_path / str(cores)
+        flags = ("--prune_iterations=2", "--end_iter=2", f"--output_dir={output}")
+        result = command("-c", ON_CORES, cores, *QUICK[1:], *flags)
+        assert result.returncode == 0, result.stderr
+        assert " on 1 thread, " in result.stdout
+        results.append(arrays(main.parse_args([*QUICK[1:], *flags])))
+    assert results[0] == results[1]
+    assert len(results[0]) == 9
+
+
 # What a run prints
 
 
@@ -393,7 +530,8 @@ def test_the_first_line_describes_the_run(tmp_path, small_args, capsys):
     main.main(small_args(max_iter=25, trials=2, prune_percent_output=10, output_dir=tmp_path))
     first, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith(
-        "2 trials of 3 rounds of 25 iterations, down to 64.06% of the 266200 weights; about "
+        "2 trials of 3 rounds of 25 iterations on 1 thread, "
+        "down to 64.06% of the 266200 weights; about "
     )
     estimate = float(re.search(r"about (\d+) MB of results in", first)[1])
     found = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) / 1e6
@@ -411,15 +549,15 @@ def test_the_disk_space_of_a_large_network_is_estimated(arch_type, gigabytes):
         [f"--arch_type={arch_type}", "--dataset=cifar10", "--prune_iterations=25", "--end_iter=1"]
     )
     model = archs.build("cifar10", arch_type)
-    data = main.Data((None, torch.zeros(50000)), None, None, None, None)
+    data = main.Data((None, torch.zeros(50000)), None, None, torch.zeros(1), None)
     line = main.describe_run(
         args,
         model,
-        main.layer_percents(args, model, main.output_layer(args, model)),
+        main.layer_percents(args, model, main.check_network(args, model)[0]),
         data,
         trials=1,
     )
-    assert line.startswith("25 rounds of 750 iterations, ")
+    assert line.startswith("25 rounds of 750 iterations on 1 thread, ")
     megabytes = sum(parameter.numel() for parameter in model.parameters()) * 4 / 1e6
     estimate = float(re.search(r"about (\d+) MB", line)[1])
     assert estimate / 1000 == pytest.approx(gigabytes, rel=0.15)

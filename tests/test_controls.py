@@ -197,7 +197,7 @@ def test_the_papers_rates_give_the_papers_percentages(arch_type, flags, expected
         masks = main.prune(
             main.prunable(model),
             masks,
-            main.layer_percents(args, model, main.output_layer(args, model)),
+            main.layer_percents(args, model, main.check_network(args, model)[0]),
             args.prune_scope,
         )
         if prunings in expected:
@@ -217,7 +217,7 @@ def test_each_type_of_layer_has_its_rate(arch_type):
     model = archs.build("cifar10", arch_type)
     modules, found = (
         dict(model.named_modules()),
-        main.layer_percents(args, model, main.output_layer(args, model)),
+        main.layer_percents(args, model, main.check_network(args, model)[0]),
     )
     *others, output = found
     assert modules[output.removesuffix(".weight")].out_features == 10

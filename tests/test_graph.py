@@ -1,6 +1,8 @@
 """The step as a CUDA graph, which must give the same numbers as without; bfloat16."""
 
 import itertools
+import math
+import re
 import signal
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -17,39 +19,51 @@ from conftest import same, small_data, small_network, trial_data
 
 
 @pytest.fixture
-def broken_gpu(monkeypatch):
-    """Replace torch.cuda by one on the CPU whose captures fail; return streams made and used."""
+def fake_gpu(monkeypatch):
+    """Replace torch.cuda by the CPU. The test sets what a graph replays, as `fake_gpu.replay`."""
+    fake = SimpleNamespace(streams=[], used=[], replay=None)
+    stream = SimpleNamespace(wait_stream=lambda _: None)
 
     class Capture:
         def __init__(self, graph, stream):
-            used.append(stream)
+            fake.used.append(stream)
 
         def __enter__(self):
             pass
 
-        def __exit__(self, *error):
-            # torch does the same, which hides the first error.
-            raise RuntimeError("capture_end: the capture was invalidated")
+        def __exit__(self, error, *_):
+            if error:  # torch does the same, which hides the first error
+                raise RuntimeError("capture_end: the capture was invalidated")
 
-    made, used = [], []
-    stream = SimpleNamespace(wait_stream=lambda _: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: made.append(stream) or stream)
+    def new_stream():
+        fake.streams.append(stream)
+        return stream
+
+    def use(stream):
+        fake.used.append(stream)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "Stream", new_stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: used.append(stream) or nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "stream", use)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=fake.replay))
     monkeypatch.setattr(torch.cuda, "graph", Capture)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     main.Step.capture_stream.cache_clear()
-    yield made, used
+    yield fake
     main.Step.capture_stream.cache_clear()
 
 
 @pytest.fixture(params=["adam", "sgd"])
 def step(request, small_args):
-    """A step after two iterations."""
+    """A step of a network with half of its weights, after two iterations."""
     args = small_args(optimizer=request.param)
     torch.manual_seed(0)
-    step = main.Step(args, main.new_state(args, small_network()), small_data(480))
+    state = main.new_state(args, small_network())
+    for mask in state.masks.values():
+        mask.bernoulli_(0.5)
+    main.apply_masks(state.model, state.masks)
+    step = main.Step(args, state, small_data(480))
     step()
     step()
     return step
@@ -75,6 +89,83 @@ def test_on_the_cpu_nothing_is_captured(step):
     assert step.state.iteration == 2
 
 
+def test_a_graph_that_computes_the_same_is_kept_and_changes_nothing(step, fake_gpu, capsys):
+    before = utils.snapshot(vars(step.state))
+    moments = step.state.optimizer_state.values()
+    assert all(tensor.any() for tensors in moments for tensor in tensors.values())
+    fake_gpu.replay = step.iterate
+    step.capture()
+    assert step.graph.replay == step.iterate
+    assert same(before, utils.snapshot(vars(step.state)))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_graph_is_compared_on_the_iterations_that_come_next(step, fake_gpu):
+    """Eager iterations and replays have the seeds, batches and rates of training."""
+    seen = []
+    iterate = step.iterate
+
+    def run():
+        index = step.position.item()
+        batch = step.batches[index].tolist()
+        seen.append((torch.initial_seed(), batch, step.rates[index].item()))
+        iterate()
+
+    step.args.lr_milestones = [4]
+    step.iterate = fake_gpu.replay = run
+    step.capture()
+    eager, captured, replayed = seen[:3], seen[3:4], seen[4:]
+    seen.clear()
+    for _ in range(3):
+        step()
+    assert eager == replayed == seen
+    assert len(captured) == 1
+    assert len({rate for _, _, rate in seen}) == 2
+
+
+def no_masks(step):
+    masks = step.masks
+    step.masks = []
+    type(step).iterate(step)
+    step.masks = masks
+
+
+def no_update(step):
+    weights = utils.snapshot(step.state.model)
+    type(step).iterate(step)
+    step.state.model.load_state_dict(weights)
+
+
+def one_batch(step):
+    position = step.position.clone()
+    step.position.zero_()
+    type(step).iterate(step)
+    step.position.copy_(position + 1)
+
+
+def one_seed(step):
+    torch.manual_seed(0)
+    type(step).iterate(step)
+
+
+def no_number(step):
+    type(step).iterate(step)
+    step.state.loss.fill_(math.nan)
+
+
+@pytest.mark.parametrize("wrong", [no_masks, no_update, one_batch, one_seed, no_number])
+def test_a_graph_that_computes_something_else_is_not_used(wrong, step, fake_gpu, capsys):
+    step.state.loss.fill_(1e6)  # of a long epoch
+    before = utils.snapshot(vars(step.state))
+    fake_gpu.replay = lambda: wrong(step)
+    step.capture()
+    assert step.graph is None
+    assert same(before, utils.snapshot(vars(step.state)))
+    [line] = capsys.readouterr().out.splitlines()
+    result = "loss is nan" if wrong is no_number else r"(loss|update) is [\d.]+"
+    assert re.match(rf"running without a CUDA graph: its {result}, not [\d.]+", line)
+
+
 def test_a_captured_graph_is_replayed_with_the_iterations_seed(step):
     replayed = []
     step.graph = SimpleNamespace(replay=lambda: replayed.append(torch.initial_seed()))
@@ -84,38 +175,34 @@ def test_a_captured_graph_is_replayed_with_the_iterations_seed(step):
     assert step.state.iteration == 3
 
 
-def test_a_failed_capture_reports_the_first_error_and_changes_nothing(step, broken_gpu, capsys):
+def test_a_failed_capture_reports_the_first_error_and_changes_nothing(step, fake_gpu, capsys):
     before = utils.snapshot(vars(step.state))
-    moments = step.state.optimizer_state.values()
-    assert all(tensor.any() for tensors in moments for tensor in tensors.values())
     error = RuntimeError("operation not permitted when stream is capturing\nmore lines")
     calls = fail_in_capture(step, error)
-    assert step.capture() is None
-    assert calls == [0, 0, 0, 1], "three iterations come before a capture"
+    step.capture()
+    assert step.graph is None
+    assert calls == [2, 3, 4, 5], "three iterations come before a capture"
     assert capsys.readouterr().out == (
-        "running without a CUDA graph, which cannot be captured: "
-        "operation not permitted when stream is capturing\n"
+        "running without a CUDA graph: operation not permitted when stream is capturing\n"
     )
     assert same(before, utils.snapshot(vars(step.state)))
     step()
     assert len(calls) == 5
 
 
-def test_out_of_memory_in_a_capture_is_raised(step, broken_gpu):
+def test_out_of_memory_in_a_capture_is_raised(step, fake_gpu):
     fail_in_capture(step, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError, match="of memory"):
         step.capture()
 
 
-def test_all_captures_share_one_stream(step, broken_gpu):
-    made, used = broken_gpu
-    calls = fail_in_capture(step, RuntimeError("not today"))
+def test_all_captures_share_one_stream(step, fake_gpu):
+    fake_gpu.replay = step.iterate
     for _ in range(2):
         step.capture()
-        calls.clear()
-    assert len(made) == 1
-    assert len(used) == 4
-    assert all(stream is made[0] for stream in used)
+    assert len(fake_gpu.streams) == 1
+    assert len(fake_gpu.used) == 4
+    assert all(stream is fake_gpu.streams[0] for stream in fake_gpu.used)
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -165,7 +252,7 @@ def test_a_graph_gives_the_losses_of_eager_iterations(
         monkeypatch.setattr(archs, "build", with_dropout)
     for graph in (True, False):
         if not graph:
-            monkeypatch.setattr(main.Step, "capture", lambda _: None)
+            monkeypatch.setattr(main.Step, "capture", lambda step: None)
         args = small_args(**{name: value for name, value in flags.items() if value is not True})
         args.augment, args.amp = flags.get("augment", False), flags.get("amp", False)
         data = small_data(480)
@@ -221,19 +308,35 @@ def test_on_a_gpu_a_run_resumed_within_an_epoch_gives_the_same_losses(
     assert losses[0] == losses[1]
 
 
-@needs_gpu
-def test_an_uncapturable_iteration_runs_without_a_graph(
-    small_args, train_round, gpu, monkeypatch, capsys
-):
-    class Waits(nn.Module):
-        def forward(self, x):
-            return x * (1.0 if x.sum().item() > -1e9 else 0.0)
+class Waits(nn.Module):
+    """A layer that waits for the device, which cannot be captured."""
 
+    def forward(self, x):
+        return x * (1.0 if x.sum().item() > -1e9 else 0.0)
+
+
+class Counts(nn.Module):
+    """A layer that depends on how often it was called, of which a graph knows nothing."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.calls * x
+
+
+@needs_gpu
+@pytest.mark.parametrize(
+    ("layer", "reason"), [(Waits, "stream is capturing"), (Counts, "its loss is")]
+)
+def test_an_iteration_that_a_graph_cannot_repeat_runs_without_one(
+    layer, reason, small_args, gpu, monkeypatch, capsys
+):
     monkeypatch.setattr(
-        archs, "build", lambda *_: nn.Sequential(nn.Flatten(), Waits(), nn.Linear(784, 10))
+        archs, "build", lambda *_: nn.Sequential(nn.Flatten(), layer(), nn.Linear(784, 10))
     )
     main.main(small_args(gpu=0, prune_iterations=1))
-    assert "without a CUDA graph" in capsys.readouterr().out
+    assert re.search(f"running without a CUDA graph: .*{reason}", capsys.readouterr().out)
 
 
 def test_bfloat16_learns_and_keeps_weights_in_float32(small_args, train_round):

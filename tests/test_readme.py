@@ -90,6 +90,7 @@ def test_the_table_has_every_flag_with_its_default():
     defaults = vars(main.parse_args([]))
     assert set(table) == set(defaults)
     words = {"val_size": "the dataset's", "masks_from": "none", "lr_milestones": "none"}
+    words["threads"] = "OMP_NUM_THREADS"
     words |= {f"prune_percent_{layer}": "--prune_percent" for layer in ("conv", "output")}
     words["prune_percent_downsample"] = "--prune_percent_conv"
     for flag, default in defaults.items():

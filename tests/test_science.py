@@ -583,7 +583,7 @@ def test_the_output_layer_is_the_one_called_last(head_first, output, small_args,
     sizes = ((784, 10), (784, 784)) if head_first else ((784, 784), (784, 10))
     model = Swapped(nn.Linear(*sizes[0]), nn.Flatten(), nn.Linear(*sizes[1]))
     args = small_args(prune_percent_output=5)
-    found = main.layer_percents(args, model, main.output_layer(args, model))
+    found = main.layer_percents(args, model, main.check_network(args, model)[0])
     assert found == {name: 5 if name == output else 20 for name in ("0.weight", "2.weight")}
 
 

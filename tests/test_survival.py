@@ -69,7 +69,7 @@ def contents(args):
 def test_a_finished_run_needs_neither_data_nor_training(small_args, capsys, monkeypatch):
     run(small_args())
     before = contents(small_args())
-    for name in ("load_data", "output_layer", "train"):
+    for name in ("load_data", "check_network", "train"):
         monkeypatch.setattr(main, name, None)
     run(small_args())
     run(small_args(prune_iterations=2))

@@ -66,8 +66,6 @@ def test_every_trial_runs_in_exactly_one_process(processes, monkeypatch):
 
 
 def test_processes_share_cores_and_take_turns_on_gpus(monkeypatch):
-    threads = []
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
@@ -78,13 +76,12 @@ def test_processes_share_cores_and_take_turns_on_gpus(monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", str(place))
         gpus.append(utils.trials(main.parse_args(["--trials=6"]))[0].gpu)
         assert utils.trials(main.parse_args(["--gpu=cpu", "--trials=6"]))[0].gpu == "cpu"
+        assert utils.pick_threads(None, utils.WORK_FOR_THREADS) == 2
     assert gpus == [0, 1, 0]
-    assert set(threads) == {2}
 
 
 def test_a_torchrun_process_trains_on_its_own_gpu(small_args, monkeypatch):
     picked, reported = [], []
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in (
         ("TORCHELASTIC_RUN_ID", "x"),
@@ -137,8 +134,7 @@ def children(process):
 
 
 def torchrun(processes, *command, restarts=0):
-    """Start a command under torchrun, with one thread per process like the runs compared with."""
-    cores = set(sorted(os.sched_getaffinity(0))[:2])
+    """Start a command under torchrun."""
     launcher = [
         "torch.distributed.run",
         "--standalone",
@@ -151,7 +147,6 @@ def torchrun(processes, *command, restarts=0):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
 
 
