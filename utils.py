@@ -43,8 +43,8 @@ MAY_CHANGE_ON_RESUME = {
 }
 CHECKPOINT_SECONDS = 20
 THREADS = torch.get_num_threads()  # OMP_NUM_THREADS, or the available cores
-# Floating-point operations of a batch's forward pass. With less work, several threads are little
-# faster than one alone, and several times slower beside another process; docs/development.md.
+# Floating-point operations in the forward pass of a batch, from which on more than one thread is
+# worth its risk: docs/speed.md.
 WORK_FOR_THREADS = 1e9
 # Arrays of one value per round. `compression` is written last: its length is the number of
 # finished rounds.

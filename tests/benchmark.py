@@ -1,21 +1,30 @@
-"""Measure how long training takes. Run by hand, on an idle machine:
+"""Measure how long training takes. Run by hand, on a machine that does nothing else:
 
-    python3 tests/benchmark.py
+    python3 tests/benchmark.py                  # everything
+    python3 tests/benchmark.py threads parts    # some of the tables
     python3 tests/benchmark.py --device=cuda
 
-It compares (a) this project, through the functions that main.py calls, with (b) the usual way: a
-torchvision dataset with ToTensor and Normalize in a DataLoader, unfused Adam, and masks applied to
-the gradients through NumPy; and with (c) the floor: the same convolutions and matrix products,
-forward and backward, and the optimizer's update, with nothing between them. On a GPU, (c) is one
-CUDA graph, and (a) is also compared with a graph of as many kernels that do nothing.
+`ratios` compares (a) this project, through the functions that main.py calls, with three others:
+(b) the usual way: a torchvision dataset with ToTensor and Normalize in a DataLoader, unfused Adam,
+    and masks applied to the gradients through NumPy;
+(c) the floor: the same convolutions and matrix products, forward and backward, and the optimizer's
+    update, with nothing between them;
+(d) a competent loop: images as uint8 on the device, fused Adam, masks multiplied in after the step,
+    and evaluation in batches of 500.
+All have the same number of threads, which main.py would choose. On a GPU, (c) is one CUDA graph,
+and (a) is also compared with eager iterations.
 
-Each runs in a process of its own, with its own settings. Images are random, because only their
-shape matters. The numbers are medians over repeated, interleaved runs. An epoch includes the
-evaluation of validation and test set.
+`threads` compares one thread with all, alone and beside another process that does the same.
+`parts` divides the time of a step of (a), and `rounds` that of a run.
+
+Each contender runs in a process of its own. Images are random, because only their shape matters.
+The numbers are medians over repeated, interleaved runs. An epoch includes the evaluation of
+validation and test set.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import os
 import platform
@@ -40,83 +49,38 @@ sys.path.insert(0, str(ROOT))
 
 import archs  # noqa: E402
 import main  # noqa: E402
+import utils  # noqa: E402
 
 # Examples that an epoch trains on and evaluates.
 SIZES = {"mnist": (55000, 15000), "cifar10": (45000, 15000)}
-# Steps and evaluated examples that are timed at once; the CPU takes seconds for a step of resnet18.
+# Steps and evaluated examples that are timed at once on a CPU, which takes seconds for a step of
+# resnet18.
 WORK = {"fc1": (900, 15000), "lenet5": (300, 5000), "resnet18": (3, 60)}
+SECONDS = 4  # of a measurement beside another process
 
 
-def clock(device):
-    if device.type == "cuda":
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured, and on what."""
+
+    arch_type: str
+    dataset: str
+    batch_size: int = 60
+    amp: bool = False
+    device: str = "cpu"
+    threads: int = 1
+    steps: int = 100  # timed at once
+    evaluated: int = 1  # examples
+
+    def __str__(self):
+        name = f"{self.arch_type}/{self.dataset}" + " amp" * self.amp
+        return f"{name:20} {self.batch_size:5}"
+
+
+def clock(case):
+    if case.device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def random_examples(dataset, n):
-    facts = archs.facts(dataset)
-    images = torch.randint(256, (n, facts.CHANNELS, facts.SIZE, facts.SIZE), dtype=torch.uint8)
-    return images, torch.randint(facts.CLASSES, (n,))
-
-
-def prepared(arch_type, dataset, device, steps, evaluated, batch_size, amp):
-    """Return (args, data, state) as main.main has them before a round, with random images."""
-    flags = [
-        f"--dataset={dataset}",
-        f"--arch_type={arch_type}",
-        "--end_iter=1",
-        f"--batch_size={batch_size}",
-    ]
-    args = main.parse_args(flags + ["--amp"] * amp)
-    numbers = iter(
-        [random_examples(dataset, steps * batch_size), random_examples(dataset, evaluated)]
-    )
-    with replaced(archs, "load", lambda *_, **__: next(numbers)):
-        args.val_size = 0
-        with contextlib.redirect_stdout(None):
-            data = main.hold_out(args, main.load_data(args, device))
-    return args, data, main.new_state(args, main.new_model(args, 0, device))
-
-
-def prepared_for_step(arch_type, dataset, device, batch_size, amp):
-    """Return the arguments of main.Step, for data of a single batch."""
-    args, data, state = prepared(arch_type, dataset, device, 1, 1, batch_size, amp)
-    return args, state, data
-
-
-def ours(arch_type, dataset, device, steps, evaluated, batch_size, amp):
-    """Return a function that returns (seconds per step, seconds per evaluated example) of (a)."""
-    args, data, state = prepared(arch_type, dataset, device, steps, evaluated, batch_size, amp)
-
-    def run():
-        ticks, spent, evaluate, tick = [], [], main.evaluate, main.utils.Log.step
-
-        def first(log):
-            if not ticks:
-                ticks.append(clock(device))
-            tick(log)
-
-        def timed(*args):
-            start = clock(device)
-            result = evaluate(*args)
-            spent.append((start, clock(device)))
-            return result
-
-        state.iteration, state.rows = 0, [[]]
-        with (
-            tempfile.TemporaryDirectory() as args.output_dir,
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-            replaced(main, "evaluate", timed),
-            replaced(main.utils.Log, "step", first),
-            main.utils.Run(args) as files,
-        ):
-            main.train(args, state, data, files)
-        per_step = (spent[0][0] - ticks[0]) / (steps - 1)
-        per_evaluation = statistics.median(end - start for start, end in spent)
-        return per_step, per_evaluation / evaluated
-
-    return run
 
 
 @contextlib.contextmanager
@@ -129,12 +93,99 @@ def replaced(module, name, value):
         setattr(module, name, original)
 
 
-def usual(arch_type, dataset, device, steps, evaluated, batch_size, amp):
-    """The same for (b)."""
-    facts, kind = archs.facts(dataset), {"mnist": MNIST, "cifar10": CIFAR10}[dataset]
+def settings(case):
+    flags = [
+        f"--dataset={case.dataset}",
+        f"--arch_type={case.arch_type}",
+        f"--batch_size={case.batch_size}",
+        "--end_iter=1",
+        "--val_size=0",
+    ]
+    return main.parse_args(flags + ["--amp"] * case.amp)
+
+
+def work(case):
+    """Return the floating-point operations of a batch's forward pass."""
+    args = settings(case)
+    _, operations = main.check_network(args, main.new_model(args, round_=0))
+    return operations * case.batch_size
+
+
+def random_examples(dataset, n):
+    facts = archs.facts(dataset)
+    images = torch.randint(256, (n, facts.CHANNELS, facts.SIZE, facts.SIZE), dtype=torch.uint8)
+    return images, torch.randint(facts.CLASSES, (n,))
+
+
+def prepared(case):
+    """Return (args, state, data) as main.main has them before a round, with random images."""
+    args = settings(case)
+    device = torch.device(case.device)
+    examples = {
+        True: random_examples(case.dataset, case.steps * case.batch_size),
+        False: random_examples(case.dataset, case.evaluated),
+    }
+    with replaced(archs, "load", lambda dataset, data_dir, train: examples[train]):
+        data = main.hold_out(args, main.load_data(args, device))
+    return args, main.new_state(args, main.new_model(args, 0, device)), data
+
+
+# ---- Contenders: functions of a case that return a function that measures it once ----------------
+
+
+def ours(case):
+    """Measure (a): return (seconds per step, seconds per evaluated example)."""
+    args, state, data = prepared(case)
+    evaluate = main.evaluate
+    count = utils.Log.step
+
+    def run():
+        first_steps = []
+        evaluations = []
+
+        def counted(log):
+            if not first_steps:
+                first_steps.append(clock(case))
+            count(log)
+
+        def timed(*args):
+            start = clock(case)
+            result = evaluate(*args)
+            evaluations.append((start, clock(case)))
+            return result
+
+        state.iteration = 0
+        state.rows = [[]]
+        with (
+            tempfile.TemporaryDirectory() as args.output_dir,
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            replaced(main, "evaluate", timed),
+            replaced(utils.Log, "step", counted),
+            utils.Run(args) as trial,
+        ):
+            main.train(args, state, data, trial)
+        trained = evaluations[0][0] - first_steps[0]
+        evaluated = statistics.median(end - start for start, end in evaluations)
+        return trained / (case.steps - 1), evaluated / case.evaluated
+
+    return run
+
+
+def eager(case):
+    """Measure (a) without a CUDA graph."""
+    main.Step.capture = lambda step: None
+    return ours(case)
+
+
+def usual(case):
+    """Measure (b)."""
+    facts = archs.facts(case.dataset)
+    kind = {"mnist": MNIST, "cifar10": CIFAR10}[case.dataset]
+    device = torch.device(case.device)
 
     def loader(n, **options):
-        images, labels = random_examples(dataset, n)
+        images, labels = random_examples(case.dataset, n)
         examples = kind.__new__(kind)  # torchvision's own __getitem__, without its files
         examples.data = images[:, 0] if facts.CHANNELS == 1 else images.permute(0, 2, 3, 1).numpy()
         examples.targets = labels
@@ -142,10 +193,11 @@ def usual(arch_type, dataset, device, steps, evaluated, batch_size, amp):
             [transforms.ToTensor(), transforms.Normalize(facts.MEAN, facts.STD)]
         )
         examples.target_transform = None
-        return DataLoader(examples, batch_size, **options)
+        return DataLoader(examples, case.batch_size, **options)
 
-    train, test = loader(steps * batch_size, shuffle=True), loader(evaluated)
-    model = archs.build(dataset, arch_type).to(device)
+    train = loader(case.steps * case.batch_size, shuffle=True)
+    test = loader(case.evaluated)
+    model = archs.build(case.dataset, case.arch_type).to(device)
     optimizer = torch.optim.Adam(model.parameters(), 1.2e-3, foreach=False, fused=False)
     masks = {
         name: torch.ones_like(weight).cpu().numpy() for name, weight in main.prunable(model).items()
@@ -153,111 +205,131 @@ def usual(arch_type, dataset, device, steps, evaluated, batch_size, amp):
 
     def run():
         model.train()
-        start = clock(device)
+        start = clock(case)
         for x, y in train:
             optimizer.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            with torch.autocast(device.type, torch.bfloat16, enabled=case.amp):
                 loss = F.cross_entropy(model(x.to(device)), y.to(device))
             loss.backward()
             for name, weight in main.prunable(model).items():
                 weight.grad = torch.from_numpy(weight.grad.cpu().numpy() * masks[name]).to(device)
             optimizer.step()
             loss.item()
-        middle = clock(device)
+        middle = clock(case)
         model.eval()
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=case.amp):
             for x, y in test:
                 (model(x.to(device)).argmax(1) == y.to(device)).sum().item()
-        return (middle - start) / steps, (clock(device) - middle) / evaluated
+        return (middle - start) / case.steps, (clock(case) - middle) / case.evaluated
 
     return run
 
 
-def repeated(step, steps, device, also):
-    """Return a function that returns (seconds per iteration, also) for a main.Step."""
-    iterate = step.graph.replay if step.graph else step.iterate
+def competent(case):
+    """Measure (d)."""
+    facts = archs.facts(case.dataset)
+    device = torch.device(case.device)
+    mean = 255 * torch.tensor(facts.MEAN, device=device).view(-1, 1, 1)
+    std = 255 * torch.tensor(facts.STD, device=device).view(-1, 1, 1)
+    train = [
+        part.to(device) for part in random_examples(case.dataset, case.steps * case.batch_size)
+    ]
+    test = [part.to(device) for part in random_examples(case.dataset, case.evaluated)]
+    model = archs.build(case.dataset, case.arch_type)
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), 1.2e-3, fused=True)
+    masks = [(weight, torch.ones_like(weight)) for weight in main.prunable(model).values()]
+
+    def loss_and_logits(images, labels):
+        with torch.autocast(device.type, torch.bfloat16, enabled=case.amp):
+            logits = model((images.float() - mean) / std)
+            return F.cross_entropy(logits, labels), logits
 
     def run():
-        start = clock(device)
-        for _ in range(steps):
-            iterate()
-        return (clock(device) - start) / steps, also
+        model.train()
+        total = torch.zeros((), device=device)
+        start = clock(case)
+        order = torch.randperm(len(train[1]), device=device)
+        for batch in order.split(case.batch_size):
+            loss, _ = loss_and_logits(train[0][batch], train[1][batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                for weight, mask in masks:
+                    weight.mul_(mask)
+            total += loss.detach()
+        total.item()
+        middle = clock(case)
+
+        model.eval()
+        correct = torch.zeros((), device=device)
+        with torch.no_grad():
+            for x, y in zip(test[0].split(500), test[1].split(500), strict=True):
+                loss, logits = loss_and_logits(x, y)
+                total += loss
+                correct += (logits.argmax(1) == y).sum()
+        correct.item()
+        return (middle - start) / case.steps, (clock(case) - middle) / case.evaluated
 
     return run
 
 
-def floor(arch_type, dataset, device, steps, batch_size, amp):
-    """The same for (c), without an evaluation."""
-    facts = archs.facts(dataset)
-    args, state, data = prepared_for_step(arch_type, dataset, device, batch_size, amp)
-    layers = []
-
-    def keep(layer, inputs, output):
-        layers.append((layer, inputs[0].detach(), torch.randn_like(output)))
-
-    for module in state.model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            module.register_forward_hook(keep)
-    x = torch.randn(batch_size, facts.CHANNELS, facts.SIZE, facts.SIZE, device=device)
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
-        state.model(x.to(memory_format=torch.channels_last))
-    for parameter in state.model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    products = []
-    for index, layer in enumerate(layers):
-        products.append(product(*layer, first=index == 0, amp=amp))
+def floor(case):
+    """Measure (c): return the seconds per step."""
+    args, state, data = prepared(case)
+    forward, backward = products(case, state.model)
 
     class Floor(main.Step):
         @torch.no_grad()
         def iterate(self):
-            for forward, _ in products:
-                forward()
-            for _, backward in reversed(products):
-                backward()
+            forward()
+            backward()
             main.update(self.args, self.parameters, self.optimizer_state, self.rates[0])
 
-    return repeated(Floor(args, state, data), steps, device, None)
+    return repeated(Floor(args, state, data), case)
 
 
-def count_kernels(arch_type, dataset, device, steps, batch_size, amp):
-    """Return a function that returns the number of kernels in a step of (a)."""
-    step = main.Step(*prepared_for_step(arch_type, dataset, device, batch_size, amp))
+def products(case, model):
+    """Return two functions that compute a network's products, forward and backward."""
+    facts = archs.facts(case.dataset)
+    layers = []
 
-    def run():
-        for _ in range(3):
-            step.position.zero_()
-            step.iterate()
-        step.position.zero_()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            step.iterate()
-            torch.cuda.synchronize()
-        return sum(
-            event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events()
-        )
+    def keep(layer, inputs, output):
+        layers.append(product(case, layer, inputs[0].detach(), torch.randn_like(output), layers))
 
-    return run
+    hooks = [
+        module.register_forward_hook(keep)
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
+    x = torch.randn(case.batch_size, facts.CHANNELS, facts.SIZE, facts.SIZE, device=case.device)
+    with torch.no_grad(), torch.autocast(case.device, torch.bfloat16, enabled=case.amp):
+        model(x.to(memory_format=torch.channels_last))
+    for hook in hooks:
+        hook.remove()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    def forward():
+        for layer_forward, _ in layers:
+            layer_forward()
+
+    def backward():
+        for _, layer_backward in reversed(layers):
+            layer_backward()
+
+    return forward, backward
 
 
-def nothing(arch_type, dataset, device, steps, batch_size, amp, kernels):
-    """The same for a graph of this number of kernels, which do next to nothing."""
-    number = torch.zeros(1, device=device)
+def product(case, layer, x, gradient, previous):
+    """Return a layer's products as two functions, forward and backward.
 
-    class Nothing(main.Step):
-        def iterate(self):
-            for _ in range(kernels):
-                number.add_(1)
-
-    step = Nothing(*prepared_for_step(arch_type, dataset, device, batch_size, amp))
-    return repeated(step, steps, device, kernels)
-
-
-def product(layer, x, gradient, first, amp):
-    """Return a layer's arithmetic as two functions, forward and backward.
-
-    The `first` layer's input needs no gradient.
+    The first layer, which has no `previous` ones, needs no gradient of its input.
     """
+    first = not previous
     weight = layer.weight.detach()
-    if amp:
+    if case.amp:
         x, gradient, weight = x.bfloat16(), gradient.bfloat16(), weight.bfloat16()
     shape = (layer.stride, layer.padding, layer.dilation) if isinstance(layer, nn.Conv2d) else None
 
@@ -279,58 +351,248 @@ def product(layer, x, gradient, first, amp):
     return forward, backward
 
 
-CONTENDERS = {"a": ours, "b": usual, "c": floor, "kernels": count_kernels, "empty": nothing}
+def repeated(step, case):
+    """Return a function that returns the seconds per iteration of a main.Step."""
+    iterate = step.graph.replay if step.graph else step.iterate
+
+    def run():
+        start = clock(case)
+        for _ in range(case.steps):
+            iterate()
+        return (clock(case) - start) / case.steps
+
+    return run
+
+
+def steps_for_seconds(case):
+    """Measure the steps of (a) for a fixed time, so that two processes are busy as long."""
+    step = main.Step(*prepared(case))
+
+    def run():
+        start = clock(case)
+        steps = 0
+        while clock(case) < start + SECONDS:
+            step()
+            steps += 1
+        return (clock(case) - start) / steps
+
+    return run
+
+
+def parts(case):
+    """Measure parts of a step of (a): return {name: seconds}."""
+    args, state, data = prepared(case)
+    step = main.Step(args, state, data)
+    forward, backward = products(case, state.model)
+    images, labels = data.train
+    rate = step.rates[0]
+
+    def whole():
+        step.position.zero_()
+        step.iterate()
+
+    def batch():
+        batch = step.batches.index_select(0, step.position.zero_()).squeeze(0)
+        labels.index_select(0, batch)
+        data.normalize(images.index_select(0, batch))
+
+    @torch.no_grad()
+    def masks():
+        for weight, mask in step.masks:
+            weight.mul_(mask)
+
+    functions = {
+        "the whole step": whole,
+        "batch": batch,
+        "products, forward": forward,
+        "products, backward": backward,
+        "update": lambda: main.update(args, step.parameters, step.optimizer_state, rate),
+        "masks": masks,
+    }
+
+    def run():
+        times = {}
+        for name, function in functions.items():
+            start = clock(case)
+            with torch.set_grad_enabled(function is whole):
+                for _ in range(case.steps):
+                    function()
+            times[name] = (clock(case) - start) / case.steps
+        return times
+
+    return run
+
+
 ready = {}
 
 
-def worker(name, *case):
+def worker(contender, case):
     """Run a contender in this process; prepare it in the first call."""
-    if (name, case) not in ready:
+    torch.set_num_threads(case.threads)
+    if (contender, case) not in ready:
         ready.clear()
-        ready[name, case] = CONTENDERS[name](*case)
-    return ready[name, case]()
+        ready[contender, case] = contender(case)
+    return ready[contender, case]()
 
 
-def compare(pools, arch_type, dataset, device, batch_size, repeats, amp):
-    """Print a line of the table."""
-    steps, evaluated = (2000, 15000) if device.type == "cuda" else WORK[arch_type]
-    steps = min(steps, SIZES[dataset][0] // batch_size)
-    cases = {
-        "a": (arch_type, dataset, device, steps, evaluated, batch_size, amp),
-        "b": (arch_type, dataset, device, min(steps, 300), min(evaluated, 3000), batch_size, amp),
-        "c": (arch_type, dataset, device, steps, batch_size, amp),
-    }
-    if device.type == "cuda":
-        cases["empty"] = (
-            *cases["c"],
-            pools["kernels"].submit(worker, "kernels", *cases["c"]).result(),
-        )
-    results = {name: [] for name in cases}
-    for repeat in range(repeats + 1):
-        for name, case in cases.items():
-            result = pools[name].submit(worker, name, *case).result()
-            if repeat:  # the first warms up
-                results[name].append(result)
-    step = {
-        name: statistics.median(result[0] for result in found) for name, found in results.items()
-    }
-    each = {name: statistics.median(result[1] for result in results[name]) for name in "ab"}
-    trained, tested = SIZES[dataset]
-    epoch = {name: trained // batch_size * step[name] + tested * each[name] for name in each}
+# ---- Tables --------------------------------------------------------------------------------------
+
+
+class Processes:
+    """Worker processes by name, with the settings for the device that main.py makes."""
+
+    def __init__(self, device):
+        self.device = device
+        self.pools = {}
+
+    def submit(self, name, contender, case):
+        """Run a contender in the process of this name; return a future."""
+        if name not in self.pools:
+            # (b) has torch's own settings.
+            gpu = 0 if self.device == "cuda" else "cpu"
+            options = () if contender is usual else (main.pick_device, (gpu,))
+            self.pools[name] = ProcessPoolExecutor(1, get_context("spawn"), *options)
+        return self.pools[name].submit(worker, contender, case)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for pool in self.pools.values():
+            pool.shutdown()
+
+
+def ratios(processes, options):
+    """Print the table of (a) to (d)."""
+    gpu = options.device == "cuda"
+    cases = [
+        Case("fc1", "mnist"),
+        Case("lenet5", "mnist"),
+        Case("lenet5", "cifar10"),
+        Case("resnet18", "cifar10"),
+        Case("resnet18", "cifar10", batch_size=512 if gpu else 60, amp=True),
+    ]
     print(
-        f"{f'{arch_type}/{dataset}' + ' amp' * amp:20} {batch_size:5}"
-        + "".join(f" {1000 * step[name]:9.3f}" for name in "abc")
-        + f" {step['b'] / step['a']:6.1f} {step['a'] / step['c']:6.2f}"
-        + f" {epoch['a']:9.2f} {epoch['b']:9.2f} {epoch['b'] / epoch['a']:6.1f}"
-        + f" {batch_size / step['a']:9.0f}",
+        f"\n{'':34} {'milliseconds per step':^39} {'ratios':^20} {'seconds per epoch':^29}"
+        f" {'ratios':^13}"
+    )
+    print(
+        f"{'network/data':20} batch threads         a         b         d         c"
+        "    b/a    d/a    a/c         a         b         d    b/a    d/a  images/s"
+    )
+    for case in cases:
+        steps, evaluated = (2000, 15000) if gpu else WORK[case.arch_type]
+        case = dataclasses.replace(
+            case,
+            device=options.device,
+            threads=utils.pick_threads(options.threads, work(case)),
+            steps=min(steps, SIZES[case.dataset][0] // case.batch_size),
+            evaluated=evaluated,
+        )
+        compare(processes, case, options.repeats)
+
+
+def compare(processes, case, repeats):
+    """Print a line of the table."""
+    fewer = dataclasses.replace(
+        case, steps=min(case.steps, 300), evaluated=min(case.evaluated, 3000)
+    )
+    contenders = {
+        "a": (ours, case),
+        "b": (usual, fewer),
+        "c": (floor, case),
+        "d": (competent, case),
+    }
+    if case.device == "cuda":
+        contenders["eager"] = (eager, case)
+    results = measure(processes, contenders, repeats)
+    step = {}
+    each = {}
+    for name, found in results.items():
+        if name == "c":
+            step[name] = statistics.median(found)
+        else:
+            step[name] = statistics.median(result[0] for result in found)
+            each[name] = statistics.median(result[1] for result in found)
+    trained, tested = SIZES[case.dataset]
+    epoch = {}
+    for name in each:
+        epoch[name] = trained // case.batch_size * step[name] + tested * each[name]
+    print(
+        f"{case} {case.threads:7}"
+        + "".join(f" {1000 * step[name]:9.3f}" for name in "abdc")
+        + f" {step['b'] / step['a']:6.1f} {step['d'] / step['a']:6.2f}"
+        + f" {step['a'] / step['c']:6.2f}"
+        + "".join(f" {epoch[name]:9.2f}" for name in "abd")
+        + f" {epoch['b'] / epoch['a']:6.1f} {epoch['d'] / epoch['a']:6.2f}"
+        + f" {case.batch_size / step['a']:9.0f}",
         flush=True,
     )
-    if "empty" in step:
-        kernels = results["empty"][0][1]
+    if case.device == "cuda":
+        slower = step["eager"] / step["a"]
         print(
-            f"{'':20} {kernels} empty kernels: {1000 * step['empty']:.3f} ms, "
-            f"(a) {step['a'] / step['empty']:.1f} times that"
+            f"{'':20} (a) without a graph: {1000 * step['eager']:.3f} ms, {slower:.2f} times that"
         )
+
+
+def measure(processes, contenders, repeats):
+    """Return the results of contenders, {name: list}; their runs are interleaved."""
+    results = {name: [] for name in contenders}
+    for repeat in range(repeats + 1):
+        for name, call in contenders.items():
+            result = processes.submit(name, *call).result()
+            if repeat:  # the first warms up
+                results[name].append(result)
+    return results
+
+
+def threads(processes, options):
+    """Print the table of one thread against all."""
+    most = options.threads or utils.THREADS
+    cases = [
+        Case("fc1", "mnist", 60),
+        Case("fc1", "mnist", 600),
+        Case("lenet5", "mnist", 60),
+        Case("conv2", "mnist", 60),
+        Case("resnet20", "mnist", 60),
+    ]
+    print(f"\n{'':38} {'alone: ms per step':^28} {'beside another process':^28}")
+    print(
+        f"{'network/data':20} batch  MFLOP/batch"
+        + f" {'1 thread':>10} {f'{most} threads':>10} {'ratio':>6}" * 2
+    )
+    for case in cases:
+        alone = {}
+        beside = {}
+        for repeat in range(options.repeats + 1):
+            for count in (1, most):
+                run = (steps_for_seconds, dataclasses.replace(case, threads=count))
+                first = processes.submit("first", *run).result()
+                both = [processes.submit(name, *run) for name in ("first", "second")]
+                pair = [future.result() for future in both]
+                if repeat:  # the first warms up
+                    alone.setdefault(count, []).append(first)
+                    beside.setdefault(count, []).extend(pair)
+        line = f"{case} {work(case) / 1e6:12.0f}"
+        for times in (alone, beside):
+            one, all_ = (1000 * statistics.median(times[count]) for count in (1, most))
+            line += f" {one:10.2f} {all_:10.2f} {one / all_:6.2f}"
+        print(line, flush=True)
+
+
+def print_parts(processes, options):
+    """Print where the time of a step goes."""
+    print()
+    for case in (Case("fc1", "mnist"), Case("lenet5", "mnist")):
+        count = utils.pick_threads(options.threads, work(case))
+        case = dataclasses.replace(case, device=options.device, threads=count, steps=300)
+        results = measure(processes, {"parts": (parts, case)}, options.repeats)["parts"]
+        times = {name: statistics.median(found[name] for found in results) for name in results[0]}
+        whole = times.pop("the whole step")
+        times["the rest: other operations and autograd"] = whole - sum(times.values())
+        print(f"{case}: {utils.plural(count, 'thread')}, a step takes {1000 * whole:.3f} ms")
+        for name, seconds in times.items():
+            print(f"{'':20} {1000 * seconds:7.3f} ms {100 * seconds / whole:5.1f}%  {name}")
 
 
 ROUND = """
@@ -374,15 +636,17 @@ print(f"peak memory: {peak / 1024:.0f} MiB")
 """
 
 
-def whole_rounds(device):
+def rounds(processes, options):
     """Run fc1 on images of MNIST's shape; print time outside of training, start-up, memory."""
     with tempfile.TemporaryDirectory() as folder:
         flags = [
             f"--output_dir={folder}",
             "--prune_iterations=3",
             "--end_iter=10",
-            f"--gpu={'0' if device.type == 'cuda' else 'cpu'}",
+            f"--gpu={'0' if options.device == 'cuda' else 'cpu'}",
         ]
+        if options.threads:
+            flags.append(f"--threads={options.threads}")
         code = ROUND.replace("sys.argv0", repr(time.time()))
         result = subprocess.run(
             [sys.executable, "-c", code, *flags],
@@ -391,52 +655,32 @@ def whole_rounds(device):
             text=True,
             check=True,
         )
-    print("\n".join(result.stdout.splitlines()[-4:]))
+    print("\n" + "\n".join(result.stdout.splitlines()[-4:]))
+
+
+TABLES = {"ratios": ratios, "threads": threads, "parts": print_parts, "rounds": rounds}
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("tables", nargs="*", default=list(TABLES), metavar="table")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, help="default: as main.py chooses")
     parser.add_argument("--repeats", default=5, type=int)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if unknown := set(options.tables) - set(TABLES):
+        parser.error(f"unknown table {unknown.pop()}; choose from {', '.join(TABLES)}")
+    return options
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    device = main.pick_device(0 if args.device == "cuda" else "cpu")
-    name = (
-        torch.cuda.get_device_name()
-        if args.device == "cuda"
-        else platform.processor() or platform.machine()
-    )
-    print(
-        f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}"
-    )
-    print(
-        f"{'':26} {'milliseconds per step':^29} {'ratios':^13} {'seconds per epoch':^26} "
-        f"{'images/s':>9}"
-    )
-    print(
-        f"{'network/data':20} batch         a         b         c    b/a    a/c"
-        "         a         b    b/a"
-    )
-    cases = [
-        ("fc1", "mnist", 60, False),
-        ("lenet5", "mnist", 60, False),
-        ("lenet5", "cifar10", 60, False),
-        ("resnet18", "cifar10", 60, False),
-        ("resnet18", "cifar10", 512 if args.device == "cuda" else 60, True),
-    ]
-    spawn, gpu = get_context("spawn"), args.device == "cuda"
-    settings = {
-        name: (main.pick_device, (0 if gpu else "cpu",)) for name in CONTENDERS if name != "b"
-    }
-    pools = {name: ProcessPoolExecutor(1, spawn, *settings.get(name, ())) for name in CONTENDERS}
-    for arch_type, dataset, batch_size, amp in cases:
-        compare(pools, arch_type, dataset, device, batch_size, args.repeats, amp)
-    for pool in pools.values():
-        pool.shutdown()
-    whole_rounds(device)
+    options = parse_args()
+    name = platform.processor() or platform.machine()
+    if options.device == "cuda":
+        name = torch.cuda.get_device_name()
+    print(f"{name}, {os.cpu_count()} CPUs, torch {torch.__version__}")
+    with Processes(options.device) as processes:
+        for name in options.tables:
+            TABLES[name](processes, options)
