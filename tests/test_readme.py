@@ -157,11 +157,20 @@ def test_the_recipes_have_the_papers_percentages_and_learning_rates():
     }
 
 
+def anchors(page):
+    """Return the anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 def test_figures_and_links_exist():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for mark, path in re.findall(r"(!?)\[[^\]]*\]\((?!http|#)(.*?)\)", page.read_text()):
-            assert (page.parent / path).exists(), path
-            assert not mark or (page.parent / path).read_bytes().startswith(b"\x89PNG")
+        for mark, link in re.findall(r"(!?)\[[^\]]*\]\((?!http)(.*?)\)", page.read_text()):
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+            assert not mark or target.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_commands_in_the_results_are_valid():
