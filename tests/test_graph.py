@@ -148,12 +148,18 @@ def one_seed(step):
     type(step).iterate(step)
 
 
+def no_loss(step):
+    loss = step.state.loss.clone()
+    type(step).iterate(step)
+    step.state.loss.copy_(loss)
+
+
 def no_number(step):
     type(step).iterate(step)
     step.state.loss.fill_(math.nan)
 
 
-@pytest.mark.parametrize("wrong", [no_masks, no_update, one_batch, one_seed, no_number])
+@pytest.mark.parametrize("wrong", [no_masks, no_update, no_loss, one_batch, one_seed, no_number])
 def test_a_graph_that_computes_something_else_is_not_used(wrong, step, fake_gpu, capsys):
     step.state.loss.fill_(1e6)  # of a long epoch
     before = utils.snapshot(vars(step.state))
@@ -164,6 +170,12 @@ def test_a_graph_that_computes_something_else_is_not_used(wrong, step, fake_gpu,
     [line] = capsys.readouterr().out.splitlines()
     result = "loss is nan" if wrong is no_number else r"(loss|update) is [\d.]+"
     assert re.match(rf"running without a CUDA graph: its {result}, not [\d.]+", line)
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan, 1.002])
+def test_only_finite_and_equal_results_match(loss):
+    expected = {"loss": loss if loss == math.inf else 1.0, "update": 2.0}
+    assert main.mismatch({"loss": loss, "update": 2.001}, expected).startswith("its loss is ")
 
 
 def test_a_captured_graph_is_replayed_with_the_iterations_seed(step):
