@@ -69,7 +69,7 @@ def main(args):
         if runs:
             output, operations = check_network(args, model)
             percents = layer_percents(args, model, output)
-            torch.set_num_threads(utils.pick_threads(args.threads, operations * args.batch_size))
+            torch.set_num_threads(utils.pick_threads(args.threads, operations))
             data = load_data(args, device)
             state = new_state(args, model)
             for run in runs:
@@ -441,7 +441,7 @@ def prunable(model):
 
 
 def check_network(args, model):
-    """Run the network once; return its output layer and its operations per example.
+    """Run the network once; return its output layer and the operations of a batch's forward pass.
 
     The output layer is the layer that is called last, None if none is called. Only floating-point
     operations of convolutions and matrix products count. Raises utils.BadInput if the network
@@ -472,7 +472,7 @@ def check_network(args, model):
             f"{args.arch_type} returns shape {shape}, not logits of shape {expected}"
         )
     output = called[-1] if called else None
-    return output, counter.get_total_flops() / len(images)
+    return output, counter.get_total_flops() / len(images) * args.batch_size
 
 
 def new_state(args, model):
@@ -617,8 +617,7 @@ class Step:
         if problem:
             self.graph = None
             print(f"running without a CUDA graph: {problem}")
-        utils.restore(vars(self.state), before)
-        self.seeds = []
+        self.rewind(before)
 
     def rehearse(self, before):
         """Train for three iterations from the state `before`; return what they computed.
@@ -626,10 +625,9 @@ class Step:
         This is {"loss": sum of their losses, "update": Euclidean length of the parameters' change}.
         While the learning rate is low, only the latter shows whether the parameters change.
         """
-        utils.restore(vars(self.state), before)
+        self.rewind(before)
         self.state.loss.zero_()
         start = [parameter.detach().clone() for parameter in self.parameters]
-        self.seeds = []  # the first call begins its epoch
         for _ in range(3):
             self()
         changes = [
@@ -639,6 +637,11 @@ class Step:
             "loss": self.state.loss.item(),
             "update": nn.utils.get_total_norm(changes).item(),
         }
+
+    def rewind(self, before):
+        """Return to the state `before`."""
+        utils.restore(vars(self.state), before)
+        self.seeds = []  # the next call begins its epoch
 
     @staticmethod
     @cache  # each stream has its own memory, so a new one per round would use more and more

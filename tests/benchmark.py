@@ -104,11 +104,17 @@ def settings(case):
     return main.parse_args(flags + ["--amp"] * case.amp)
 
 
-def work(case):
+def operations(case):
     """Return the floating-point operations of a batch's forward pass."""
     args = settings(case)
-    _, operations = main.check_network(args, main.new_model(args, round_=0))
-    return operations * case.batch_size
+    _, count = main.check_network(args, main.new_model(args, round_=0))
+    return count
+
+
+def adapted(case, options):
+    """Return the case on the device, and with the threads, that the options or main.py choose."""
+    threads = utils.pick_threads(options.threads, operations(case))
+    return dataclasses.replace(case, device=options.device, threads=threads)
 
 
 def random_examples(dataset, n):
@@ -483,9 +489,7 @@ def ratios(processes, options):
     for case in cases:
         steps, evaluated = (2000, 15000) if gpu else WORK[case.arch_type]
         case = dataclasses.replace(
-            case,
-            device=options.device,
-            threads=utils.pick_threads(options.threads, work(case)),
+            adapted(case, options),
             steps=min(steps, SIZES[case.dataset][0] // case.batch_size),
             evaluated=evaluated,
         )
@@ -573,7 +577,7 @@ def threads(processes, options):
                 if repeat:  # the first warms up
                     alone.setdefault(count, []).append(first)
                     beside.setdefault(count, []).extend(pair)
-        line = f"{case} {work(case) / 1e6:12.0f}"
+        line = f"{case} {operations(case) / 1e6:12.0f}"
         for times in (alone, beside):
             one, all_ = (1000 * statistics.median(times[count]) for count in (1, most))
             line += f" {one:10.2f} {all_:10.2f} {one / all_:6.2f}"
@@ -584,13 +588,12 @@ def print_parts(processes, options):
     """Print where the time of a step goes."""
     print()
     for case in (Case("fc1", "mnist"), Case("lenet5", "mnist")):
-        count = utils.pick_threads(options.threads, work(case))
-        case = dataclasses.replace(case, device=options.device, threads=count, steps=300)
+        case = dataclasses.replace(adapted(case, options), steps=300)
         results = measure(processes, {"parts": (parts, case)}, options.repeats)["parts"]
         times = {name: statistics.median(found[name] for found in results) for name in results[0]}
         whole = times.pop("the whole step")
         times["the rest: other operations and autograd"] = whole - sum(times.values())
-        print(f"{case}: {utils.plural(count, 'thread')}, a step takes {1000 * whole:.3f} ms")
+        print(f"{case}: {utils.plural(case.threads, 'thread')}, a step takes {1000 * whole:.3f} ms")
         for name, seconds in times.items():
             print(f"{'':20} {1000 * seconds:7.3f} ms {100 * seconds / whole:5.1f}%  {name}")
 

@@ -463,16 +463,16 @@ def test_only_small_networks_train_on_one_thread(dataset, monkeypatch):
     for arch_type in ("fc1", "lenet5", "conv2", "conv6", "resnet20", "vgg16"):
         args = main.parse_args([f"--arch_type={arch_type}", f"--dataset={dataset}"])
         _, operations = main.check_network(args, archs.build(dataset, arch_type))
-        threads[arch_type] = utils.pick_threads(None, operations * args.batch_size)
+        threads[arch_type] = utils.pick_threads(None, operations)
     assert threads.pop("fc1") == threads.pop("lenet5") == 1
     assert set(threads.values()) == {8}
 
 
 @pytest.mark.parametrize("batch_size", [1, 60])
-def test_the_operations_of_a_network_are_counted_per_example(batch_size):
+def test_the_operations_of_a_batch_are_counted(batch_size):
     args = main.parse_args([f"--batch_size={batch_size}"])
     _, operations = main.check_network(args, archs.build("mnist", "fc1"))
-    assert operations == 2 * 266200
+    assert operations == batch_size * 2 * 266200
 
 
 def test_the_batch_size_counts(small_args, undrawn, monkeypatch):

@@ -264,7 +264,7 @@ def test_a_graph_gives_the_losses_of_eager_iterations(
         monkeypatch.setattr(archs, "build", with_dropout)
     for graph in (True, False):
         if not graph:
-            monkeypatch.setattr(main.Step, "capture", lambda step: None)
+            monkeypatch.setattr(main.Step, "capture", lambda _: None)
         args = small_args(**{name: value for name, value in flags.items() if value is not True})
         args.augment, args.amp = flags.get("augment", False), flags.get("amp", False)
         data = small_data(480)
