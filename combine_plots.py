@@ -16,6 +16,7 @@ curve each. `main.py` draws the figures of single runs with the functions here.
 import contextlib
 import json
 import math
+import os
 import re
 import sys
 import textwrap
@@ -34,8 +35,6 @@ EARLY_STOPPING = {  # the arrays in the paper's Figure 4, and their axes
     "finalaccuracy": "accuracy at the end (%)",
 }
 COLUMNS = {"bestaccuracy": "accuracy at best validation (%)", **EARLY_STOPPING}
-# Settings that define a prune type: if only these differ, its curve needs no other name.
-DEFINES_PRUNE_TYPE = {"masks_from", "rewind_iter"}
 COLOURS = [f"C{i}" for i in range(10)]
 MARKERS = "osD^vPX<>*d"
 TRAINING_POINTS = 50  # of a curve over a round; more would show the noise of evaluations
@@ -65,7 +64,7 @@ def main(args):
         )
     if args.csv:
         table = pd.concat(summaries)
-        utils.write(Path(args.csv), lambda file: table.to_csv(file, index=False))
+        utils.write(Path(args.csv), lambda file: table.to_csv(file, index=False), unique=True)
         print(f"{args.csv}: the table")
 
 
@@ -144,35 +143,50 @@ def read_run(prune_type, folder):
 def read_settings(prune_type, folder):
     """Return a run's settings and their defaults, two {flag: value}; None if they cannot be read.
 
-    Settings that may change on resuming, the seed and the prune type are left out.
+    The settings include those of the run that made the masks, such as {"lt's lr": 0.1}.
     """
     path = folder / f"{prune_type}_settings.json"
     try:
         recorded = json.loads(path.read_text())
-        settings = dict(recorded["settings"])
+        settings = comparable(recorded["settings"])
+        source = comparable(settings.pop("masks_from_settings", {}))
         defaults = dict(recorded["defaults"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    for name in {*utils.MAY_CHANGE_ON_RESUME, "seed", "prune_type"}:
-        settings.pop(name, None)
-    for name in settings.keys() & {"network", "data"}:  # too long to be shown
-        settings[name] = f"{zlib.crc32(str(settings[name]).encode()):08x}"
-    return settings, defaults
+    if not settings.get("masks_from"):  # the run makes its own masks
+        source = settings
+    maker = settings.get("masks_from") or prune_type
+    return settings | {f"{maker}'s {name}": source[name] for name in source}, defaults
+
+
+def comparable(settings):
+    """Return the settings that tell curves apart, {flag: value}."""
+    kept = {}
+    for name, value in settings.items():
+        if name in {"network", "data"}:  # too long to be shown
+            kept[name] = f"{zlib.crc32(str(value).encode()):08x}"
+        elif name not in utils.MAY_CHANGE_ON_RESUME.union({"seed", "prune_type"}):
+            kept[name] = value
+    return kept
 
 
 def curve_names(recorded):
     """Return the name of each run's curve, {(prune type, folder): name}.
 
-    It is the prune type and the settings that differ between runs. `recorded` has what
-    read_settings returned for each run. A setting missing from a run counts as its default, and
-    runs without settings are one curve.
+    It is the prune type and the settings that differ between runs. A setting is left out if it
+    follows from another one in all runs. `recorded` has what read_settings returned for each run.
+    A setting missing from a run counts as its default, and runs without settings are one curve.
     """
     known = {key: found for key, found in recorded.items() if found}
     relevant = {name for settings, _ in known.values() for name in settings}
     defaults = {}
     for _, found in known.values():
-        defaults |= {name: found[name] for name in found.keys() & relevant}
-    values = {key: defaults | settings for key, (settings, _) in known.items()}
+        defaults |= {name: found[name] for name in found if name in relevant}
+    values = {}
+    for key, (settings, _) in known.items():
+        refused = utils.REFUSED.get(key[0], {})
+        complete = defaults | settings
+        values[key] = {name: complete[name] for name in complete if name not in refused}
 
     names = {}
     for key in recorded:
@@ -180,22 +194,30 @@ def curve_names(recorded):
         if key not in known and known:
             parts.append("settings not known")
         for name, value in values.get(key, {}).items():
-            if differs(name, key, values):
-                shown = ",".join(map(str, value)) if isinstance(value, list) else value
-                parts.append(f"{name}={shown}")
-        names[key] = ", ".join(parts)
+            if differs(name, value, values) and not follows(name, values):
+                own_name = name.removeprefix(f"{key[0]}'s ")
+                parts.append(f"{own_name}={as_flag(value)}")
+        names[key] = ", ".join(dict.fromkeys(parts))
     return names
 
 
-def differs(name, key, values):
-    """Return whether a run differs in a setting from a run that it must not be confused with."""
-    prune_type, _ = key
-    value = values[key][name]
-    for (other_type, _), settings in values.items():
-        comparable = other_type == prune_type or name not in DEFINES_PRUNE_TYPE
-        if comparable and settings.get(name, value) != value:
-            return True
-    return False
+def differs(name, value, values):
+    """Return whether a run has another value of a setting."""
+    return any(settings.get(name, value) != value for settings in values.values())
+
+
+def follows(name, values):
+    """Return whether a setting equals, in all runs that have it, the one that it follows from."""
+    leader = utils.FOLLOWS.get(name) or name.partition("'s ")[2]
+    having = [settings for settings in values.values() if name in settings]
+    return bool(leader) and all(settings[name] == settings.get(leader) for settings in having)
+
+
+def as_flag(value):
+    """Return a setting as text, as on the command line."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "none" if value is None else value
 
 
 def read_training(names, rounds):
@@ -269,13 +291,13 @@ def mean_and_range(mean, low, high, digits):
 
 def draw_run(files):
     """Draw the figure over all rounds of a run, and the figures of single rounds if missing."""
+    import pandas as pd
+
     for round_ in range(files.rounds()):
         if not files.figure(f"LossVsAccuracy_{round_}").exists():
             draw_round(files, round_)
-    percents = utils.read_array(files.array("compression"))
-    accuracies = utils.read_array(files.array("bestaccuracy"))
-    names = [files.prune_type] * len(percents)
-    plot_accuracy(files.figure("AccuracyVsWeights"), names, percents, accuracies, files.title)
+    runs = pd.DataFrame({"curve": files.prune_type, **read_run(files.prune_type, files.dumps)})
+    plot_accuracy(files.figure("AccuracyVsWeights"), runs, files.title)
 
 
 def draw_round(files, round_):
@@ -301,14 +323,13 @@ def plot_round(path, losses, accuracies):
         below.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
-def plot_accuracy(path, names, percents, accuracies, title):
+def plot_accuracy(path, runs, title, shared=False):
     """Plot test accuracy against the percentage of weights remaining, starting with 100.
 
-    The three lists have an element per round and run. `names` are the curves' names. Rounds with
-    the same name and percentage give a mean and a range.
+    `runs` has a row per round and run, and the columns of read_runs.
     """
-    with figure(path) as ((axes,), sns):
-        plot_curves(axes, sns, names, percents, accuracies)
+    with figure(path, shared=shared) as ((axes,), sns):
+        plot_curves(axes, sns, runs, "bestaccuracy")
         axes.legend(title=title)
         axes.set_ylabel("test accuracy (%)")
 
@@ -322,7 +343,7 @@ def draw_experiment(args, place, runs, names):
     folder = Path(args.output_dir, "plots", "lt", "combined_plots")
     title = f"{arch_type}, {dataset}"
     path = folder / f"combined_{arch_type}_{dataset}.png"
-    plot_accuracy(path, runs["curve"], runs["weights_remaining"], runs["bestaccuracy"], title)
+    plot_accuracy(path, runs, title, shared=True)
     print(f"{path}: {describe(runs)}")
 
     complete = runs.dropna()
@@ -357,17 +378,9 @@ def describe(runs):
 
 def plot_early_stopping(path, runs, title):
     """Plot the panels of the paper's Figure 4 in a column: means, with bars for the range."""
-    with figure(path, rows=3) as (panels, sns):
+    with figure(path, rows=3, shared=True) as (panels, sns):
         for axes, (name, label) in zip(panels, EARLY_STOPPING.items(), strict=True):
-            plot_curves(
-                axes,
-                sns,
-                runs["curve"],
-                runs["weights_remaining"],
-                runs[name],
-                err_style="bars",
-                legend=axes is panels[0],
-            )
+            plot_curves(axes, sns, runs, name, err_style="bars", legend=axes is panels[0])
             axes.set_ylabel(textwrap.fill(label, 18))
         panels[0].legend(title=title)
 
@@ -387,7 +400,7 @@ def plot_training(path, rows, title):
     # The first evaluations, far below the others, would leave no room for the differences.
     limits = (rows["test_accuracy"].quantile(0.03) - 0.1, rows["test_accuracy"].max() + 0.1)
 
-    with figure(path, rows=len(curves)) as (panels, sns):
+    with figure(path, rows=len(curves), shared=True) as (panels, sns):
         for axes, curve in zip(panels, curves, strict=True):
             points = rows[rows["curve"] == curve]
             longest = points.groupby(["seed", "round"]).size().max()
@@ -418,10 +431,12 @@ def plot_training(path, rows, title):
 
 def round_labels(rows):
     """Return the legend's text for each round: the percentage of weights remaining."""
-    remaining = rows.groupby("round")["weights_remaining"].agg(["min", "max"])
+    remaining = rows.groupby("round")["weights_remaining"].agg(["min", "max", "mean"])
     texts = {}
-    for round_, low, high in remaining.itertuples():
-        texts[round_] = f"{low:.3g}" if high - low < 1e-6 else "differs"
+    for round_, low, high, mean in remaining.itertuples():
+        # With global pruning, runs may keep a few weights more or less.
+        same = math.isclose(low, high, rel_tol=1e-3)
+        texts[round_] = f"{mean:.3g}" if same else "differs"
     labels = {}
     for round_, text in texts.items():
         ambiguous = text == "differs" or list(texts.values()).count(text) > 1
@@ -433,10 +448,10 @@ def round_labels(rows):
 
 
 @contextlib.contextmanager
-def figure(path, rows=1):
+def figure(path, rows=1, shared=False):
     """Yield the axes of a figure, one per row, and seaborn; write the figure at the end.
 
-    It has the width of a paper's column.
+    It has the width of a paper's column. Several processes may write a `shared` figure at once.
     """
     import seaborn as sns
     from matplotlib.figure import Figure
@@ -445,17 +460,20 @@ def figure(path, rows=1):
         fig = Figure(figsize=(3.5, 1.2 + 1.4 * rows), layout="constrained")
         yield fig.subplots(rows, sharex=True, squeeze=False)[:, 0], sns
         sns.despine(fig)
-        utils.write(path, lambda file: fig.savefig(file, format="png", dpi=300))
+        utils.write(path, lambda file: fig.savefig(file, format="png", dpi=300), unique=shared)
     fig.clear()  # reference cycles would keep each figure's pixels in memory
 
 
-def plot_curves(axes, sns, names, percents, values, **options):
-    """Plot values against the percentage of weights remaining, with a curve for each name.
+def plot_curves(axes, sns, runs, column, **options):
+    """Plot a column of `runs` against the percentage of weights remaining, with means and ranges.
 
-    The prune types have the same colours and markers in all figures.
+    With global pruning, seeds may keep a few weights more or less in a round, so all of them are
+    drawn at their mean percentage. The prune types have the same colours and markers in all
+    figures.
     """
-    percents = np.array(percents, dtype=float)
-    percents[percents == 0] = np.nan  # a logarithmic axis has no 0
+    names = runs["curve"]
+    percents = runs.groupby([names, "round"])["weights_remaining"].transform("mean")
+    percents = percents.replace(0, np.nan)  # a logarithmic axis has no 0
     colours = {}
     markers = {}
     for i, name in enumerate(dict.fromkeys((*utils.PRUNE_TYPES, *names))):
@@ -463,7 +481,7 @@ def plot_curves(axes, sns, names, percents, values, **options):
         markers[name] = MARKERS[i % len(MARKERS)]
     sns.lineplot(
         x=percents,
-        y=values,
+        y=runs[column],
         hue=names,
         palette=colours,
         style=names,
@@ -473,7 +491,7 @@ def plot_curves(axes, sns, names, percents, values, **options):
         ax=axes,
         **options,
     )
-    if not np.isnan(percents).all():
+    if not percents.isna().all():
         set_percent_axis(axes, percents)
 
 
@@ -524,5 +542,6 @@ def parse_args(argv=None):
 
 
 if __name__ == "__main__":
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's backend works only in its own process
     with utils.one_line_errors("combine_plots.py"):
         main(parse_args())

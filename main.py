@@ -20,6 +20,7 @@ import bisect
 import copy
 import dataclasses
 import math
+import os
 import sys
 import zlib
 from collections import Counter
@@ -843,19 +844,15 @@ def parse_args(argv=None):
         )
     if args.seed + args.trials > SEEDS:
         parser.error(f"--trials={args.trials} needs seeds beyond {SEEDS - 1}")
-    if args.prune_type == "lt" and args.masks_from:
-        parser.error("--masks_from=lt is for the other prune types; lt makes these masks")
-    if args.prune_type == "reinit" and args.rewind_iter:
-        parser.error("--rewind_iter is not for --prune_type=reinit, which resets to new weights")
+    for name, reason in utils.REFUSED.get(args.prune_type, {}).items():
+        if getattr(args, name):
+            parser.error(f"--{name} is not for --prune_type={args.prune_type}: {reason}")
 
     if args.val_size is None:
         args.val_size = facts.VAL_SIZE
-    if args.prune_percent_conv is None:
-        args.prune_percent_conv = args.prune_percent
-    if args.prune_percent_downsample is None:
-        args.prune_percent_downsample = args.prune_percent_conv
-    if args.prune_percent_output is None:
-        args.prune_percent_output = args.prune_percent
+    for name, other in utils.FOLLOWS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(args, other))
     args.lr_milestones.sort()
     return args
 
@@ -962,5 +959,6 @@ def add_flags(parser):
 
 
 if __name__ == "__main__":
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's backend works only in its own process
     with utils.one_line_errors("main.py"):
         main(parse_args())

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 import zipfile
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -31,6 +32,17 @@ from torch import distributed, nn
 from tqdm import tqdm
 
 PRUNE_TYPES = ("lt", "reinit", "random")
+# Flags that a prune type does not have, and why.
+REFUSED = {
+    "lt": {"masks_from": "lt makes the masks for the other prune types"},
+    "reinit": {"rewind_iter": "it resets to new weights"},
+}
+# The flag whose value a flag takes if it is not given.
+FOLLOWS = {
+    "prune_percent_conv": "prune_percent",
+    "prune_percent_downsample": "prune_percent_conv",
+    "prune_percent_output": "prune_percent",
+}
 MAY_CHANGE_ON_RESUME = {
     "prune_iterations",
     "trials",
@@ -378,13 +390,15 @@ class Files:
         yield from self.saves.glob(f"[0-9]*_model_{self.prune_type}.pth.tar*")
 
 
-def write(path, save, previous=None):
+def write(path, save, previous=None, unique=False):
     """Write a file atomically: `save(file)` writes a temporary file, which is renamed to `path`.
 
-    An existing file is first renamed to `previous`, if given.
+    An existing file is first renamed to `previous`, if given. `unique` gives the temporary file a
+    name of its own, for files that several processes may write at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
+    name = f"{path.name}.{uuid.uuid4().hex}" if unique else path.name
+    temporary = path.with_name(f"{name}.tmp")
     try:
         with temporary.open("wb") as file:
             save(file)

@@ -31,9 +31,10 @@ def drawn(monkeypatch):
     """The points in each figure of accuracy, {file name: [(curve, percent, accuracy), ...]}."""
     found, plot = {}, combine_plots.plot_accuracy
 
-    def spy(path, kinds, percents, accuracies, title):
-        found[path.name] = list(zip(kinds, percents, accuracies, strict=True))
-        plot(path, kinds, percents, accuracies, title)
+    def spy(path, runs, title, **options):
+        columns = runs[["curve", "weights_remaining", "bestaccuracy"]]
+        found[path.name] = list(columns.itertuples(index=False, name=None))
+        plot(path, runs, title, **options)
 
     monkeypatch.setattr(combine_plots, "plot_accuracy", spy)
     return found
@@ -80,7 +81,7 @@ def test_seeds_of_different_length_give_mean_and_range(tmp_path, drawn, capsys, 
     write_curve(dumps, "lt", [97, 98, 96])
     write_curve(dumps / "seed1", "lt", [95, 99])
 
-    def look(path, save):
+    def look(path, save, **_):
         (axes,) = figure_of(save).axes
         figures.append((axes.lines[0].get_data(), axes.collections[0].get_paths()[0].vertices))
         figures.append((axes.get_xscale(), axes.xaxis_inverted()))
@@ -166,7 +167,7 @@ def figures(monkeypatch):
     """The panels of each figure that was written, by file name."""
     found, write = {}, utils.write
 
-    def look(path, save, *rest):
+    def look(path, save, *rest, **options):
         if path.suffix == ".png":
             found[path.name] = [
                 {
@@ -188,7 +189,7 @@ def figures(monkeypatch):
                 }
                 for axes in figure_of(save).axes
             ]
-        write(path, save, *rest)
+        write(path, save, *rest, **options)
 
     monkeypatch.setattr(utils, "write", look)
     return found
@@ -324,6 +325,31 @@ def test_an_unwritable_table_is_one_line(experiment):
     assert "/dev/null" in result.stderr
 
 
+def test_two_processes_may_draw_at_once(experiment, monkeypatch):
+    """While one writes a file, another writes the same one."""
+    write, begun = utils.write, []
+
+    def look(path, save, **options):
+        def save_after_another(file):
+            save(file)
+            if path not in begun:
+                begun.append(path)
+                combine(experiment, f"--csv={experiment}/table.csv")
+
+        write(path, save_after_another, **options)
+
+    monkeypatch.setattr(utils, "write", look)
+    combine(experiment, f"--csv={experiment}/table.csv")
+    assert {path.name for path in begun} == {
+        "table.csv",
+        "combined_fc1_mnist.png",
+        "earlystop_fc1_mnist.png",
+        "training_fc1_mnist.png",
+    }
+    assert all(path.exists() for path in begun)
+    assert not list(experiment.rglob("*.tmp"))
+
+
 # The figures of a run
 
 
@@ -420,7 +446,7 @@ def test_seeds_with_different_settings_are_never_averaged(tmp_path, figures, cap
     assert [float(row["bestaccuracy"]) for row in rows] == [46, 87]
 
 
-def test_curves_are_named_by_differing_settings_but_controls_are_not(tmp_path, drawn, capsys):
+def test_curves_are_named_by_the_settings_that_differ(tmp_path, drawn, capsys):
     dumps = tmp_path / "dumps/lt/fc1/mnist"
     for kind, settings in (
         ("lt", {"rewind_iter": 500}),
@@ -431,8 +457,124 @@ def test_curves_are_named_by_differing_settings_but_controls_are_not(tmp_path, d
         record(dumps, kind, **settings)
     combine(tmp_path)
     names = [name for name, _, _ in drawn["combined_fc1_mnist.png"]]
-    assert names == ["lt, lr=0.0012", "reinit, lr=0.0012", "random, lr=0.1"]
-    assert "averaged: lt, lr=0.0012; reinit, lr=0.0012; random, lr=0.1\n" in capsys.readouterr().err
+    assert names == [
+        "lt, lr=0.0012, rewind_iter=500",
+        "reinit, lr=0.0012, masks_from=lt",
+        "random, lr=0.1, masks_from=none, rewind_iter=0",
+    ]
+    assert f"averaged: {'; '.join(names)}\n" in capsys.readouterr().err
+
+
+NETWORK = {"network": "Linear()", "data": "digest"}
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        (  # what a prune type does not have, it does not differ in
+            [("lt", {"rewind_iter": 30}), ("reinit", {"masks_from": "lt"})],
+            ["lt", "reinit"],
+        ),
+        (
+            [("lt", {"rewind_iter": 30}), ("random", {})],
+            ["lt, rewind_iter=30", "random, rewind_iter=0"],
+        ),
+        (
+            [("lt", {"rewind_iter": 30}), ("random", {"rewind_iter": 30})],
+            ["lt", "random"],
+        ),
+        (
+            [("reinit", {"masks_from": "lt"}), ("random", {})],
+            ["reinit, masks_from=lt", "random, masks_from=none"],
+        ),
+        (  # the other rates follow from prune_percent
+            [("lt", {"prune_percent": 20}), ("lt", {"prune_percent": 10})],
+            ["lt, prune_percent=20", "lt, prune_percent=10"],
+        ),
+        (
+            [
+                ("lt", {"prune_percent": 20, "prune_percent_output": 10}),
+                ("lt", {"prune_percent": 20}),
+            ],
+            ["lt, prune_percent_output=10", "lt, prune_percent_output=20"],
+        ),
+        (
+            [("lt", {"lr_milestones": [5, 6]}), ("lt", {})],
+            ["lt, lr_milestones=5,6", "lt, lr_milestones="],
+        ),
+        (  # the masks of two runs, which differ
+            [
+                ("lt", {}),
+                ("reinit", {"masks_from": "lt", "masks_from_settings": {"rewind_iter": 0}}),
+                ("lt", {"rewind_iter": 50}),
+                ("reinit", {"masks_from": "lt", "masks_from_settings": {"rewind_iter": 50}}),
+            ],
+            [
+                "lt, rewind_iter=0",
+                "reinit, lt's rewind_iter=0",
+                "lt, rewind_iter=50",
+                "reinit, lt's rewind_iter=50",
+            ],
+        ),
+        (  # the masks of a run that was replaced
+            [
+                ("lt", {"rewind_iter": 50}),
+                ("reinit", {"masks_from": "lt", "masks_from_settings": {"rewind_iter": 0}}),
+            ],
+            ["lt, rewind_iter=50", "reinit, lt's rewind_iter=0"],
+        ),
+        (
+            [
+                ("lt", {"rewind_iter": 50}),
+                ("reinit", {"masks_from": "lt", "masks_from_settings": {"rewind_iter": 50}}),
+                (
+                    "random",
+                    {
+                        "masks_from": "lt",
+                        "masks_from_settings": {"rewind_iter": 50},
+                        "rewind_iter": 50,
+                    },
+                ),
+            ],
+            ["lt", "reinit", "random"],
+        ),
+        (  # the masks have the same settings as the run, apart from the rewinding
+            [
+                ("lt", {"lr": 0.1} | NETWORK),
+                (
+                    "reinit",
+                    {
+                        "lr": 0.1,
+                        "masks_from": "lt",
+                        "masks_from_settings": {"lr": 0.1, "rewind_iter": 0} | NETWORK,
+                    }
+                    | NETWORK,
+                ),
+                ("lt", NETWORK),
+                (
+                    "reinit",
+                    {
+                        "masks_from": "lt",
+                        "masks_from_settings": {"lr": 1.2e-3, "rewind_iter": 0} | NETWORK,
+                    }
+                    | NETWORK,
+                ),
+            ],
+            ["lt, lr=0.1", "reinit, lr=0.1", "lt, lr=0.0012", "reinit, lr=0.0012"],
+        ),
+    ],
+)
+def test_a_curve_is_named_by_each_difference_once(runs, expected, tmp_path):
+    recorded = {}
+    for number, (prune_type, settings) in enumerate(runs):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        rates = dict.fromkeys(
+            (*utils.FOLLOWS, *utils.FOLLOWS.values()), settings.get("prune_percent", 10)
+        )
+        record(folder, prune_type, **rates | {"lr_milestones": []} | settings)
+        recorded[prune_type, folder] = combine_plots.read_settings(prune_type, folder)
+    assert list(combine_plots.curve_names(recorded).values()) == expected
 
 
 def test_settings_that_may_change_on_resume_and_new_defaults_do_not_split_curves(
@@ -470,6 +612,28 @@ def test_only_folders_named_seed_and_a_number_are_seeds(tmp_path, drawn):
         write_curve(dumps / name, "lt", [len(name)])
     combine(tmp_path)
     assert [accuracy for _, _, accuracy in drawn["combined_fc1_mnist.png"]] == [0, 5, 6]
+
+
+def test_seeds_are_averaged_even_if_their_percentages_differ_slightly(tmp_path, figures):
+    """As with global pruning, which rounds the number of weights of each rate."""
+    for seed, (remaining, accuracy) in enumerate([(34.448, 90), (34.446, 92), (34.444, 97)]):
+        folder = tmp_path / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
+        row = {"epoch": 1, "iteration": 100, "test_accuracy": 90.0}
+        rows = [
+            row | {"round": r, "weights_remaining": percent}
+            for r, percent in ((0, 100.0), (1, remaining))
+        ]
+        write_log(folder, rows)
+        utils.write_array(folder / "lt_compression.dat", [100.0, remaining])
+        utils.write_array(folder / "lt_bestaccuracy.dat", [97, accuracy])
+    combine(tmp_path, "--rounds=0,1")
+    (panel,) = figures["combined_fc1_mnist.png"]
+    ((x, y),) = panel["lines"]
+    assert x == pytest.approx([34.446, 100])
+    assert y == pytest.approx([93, 97])
+    band = np.concatenate(panel["bars"])
+    assert (band[:, 1].min(), band[:, 1].max()) == (90, 97)
+    assert figures["training_fc1_mnist.png"][0]["legend"] == ["100", "34.4"]
 
 
 # Unusual logs

@@ -586,6 +586,15 @@ def test_the_home_folder_is_expanded(monkeypatch):
     assert (args.output_dir, args.data_dir) == ("/home/frankle/tickets", "/home/frankle/data")
 
 
+def test_a_notebooks_backend_is_not_needed(small_args, monkeypatch):
+    """Notebooks set it for all commands, which may have another environment."""
+    monkeypatch.setenv("MPLBACKEND", "module://no_such_module.backend")
+    output = f"--output_dir={small_args().output_dir}"
+    for program in ((*QUICK, "--prune_iterations=1", "--end_iter=1"), ("combine_plots.py",)):
+        result = command(*program, output)
+        assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_single_round_causes_no_warning(small_args, capsys):
     args = small_args(prune_iterations=1, end_iter=1)
