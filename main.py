@@ -65,7 +65,7 @@ def main(args):
     device = pick_device(trials[0].gpu)
     model = new_model(args, round_=0)
     failures = []
-    with utils.open_runs(trials, model, defaults(args)) as runs:
+    with utils.open_runs(trials, model, dense_masks(model), defaults(args)) as runs:
         runs = [run for run in runs if not is_finished(run)]
         if runs:
             output, operations = check_network(args, model)
@@ -97,6 +97,11 @@ def is_finished(run):
         return False
     run.write_results()
     combine_plots.draw_run(run.files)
+    utils.note_changes(
+        f"{run.files.dumps} was finished before changes",
+        run.saved["made_by"],
+        utils.provenance(),
+    )
     print(
         f"finished: {run.files.dumps} has {utils.plural(rounds, 'round')}; "
         "a larger --prune_iterations adds more"
@@ -232,13 +237,19 @@ def next_masks(run, state, percents):
     args = run.args
     next_round = state.round + 1
     if args.masks_from:
-        masks = utils.read_masks(run, next_round, state.masks)
+        masks = utils.read_masks(run, next_round, dense_masks(state.model))
     else:
         masks = prune(prunable(state.model), state.masks, percents, args.prune_scope)
     if args.prune_type == "random":
         seed_torch(args.seed, next_round, 0)
         masks = random_masks(masks, state.masks)
     return masks
+
+
+def dense_masks(model):
+    """Return masks that keep all weights, {parameter name: bool tensor}."""
+    weights = prunable(model)
+    return {name: torch.ones_like(weights[name], dtype=torch.bool) for name in weights}
 
 
 def random_masks(masks, current):
@@ -478,9 +489,8 @@ def check_network(args, model):
 
 def new_state(args, model):
     """Return the state of a new run, with the network as it is."""
-    weights = prunable(model)
     return utils.State(
-        masks={name: torch.ones_like(weights[name], dtype=torch.bool) for name in weights},
+        masks=dense_masks(model),
         model=model,
         initial=copy.deepcopy(model.state_dict()),
         best=copy.deepcopy(model.state_dict()),

@@ -17,6 +17,7 @@ import sys
 import time
 import uuid
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -52,6 +53,7 @@ MAY_CHANGE_ON_RESUME = {
     "output_dir",
     "overwrite",
     "print_freq",
+    "masks_from_checksums",  # each further round adds one
 }
 CHECKPOINT_SECONDS = 20
 THREADS = torch.get_num_threads()  # OMP_NUM_THREADS, or the available cores
@@ -488,11 +490,12 @@ def load_checkpoint(path, types):
 
 
 @contextlib.contextmanager
-def open_runs(trials, model, defaults):
+def open_runs(trials, model, masks, defaults):
     """Yield the runs of these trials, locked against other processes, ready to be resumed.
 
-    `model` is the network and `defaults` the flags' defaults, {flag: value}. Raises BadInput if
-    another process has a lock, or if existing results cannot be resumed.
+    `model` is the network, `masks` keep all of its weights, and `defaults` are the flags' defaults,
+    {flag: value}. Raises BadInput if another process has a lock, if existing results cannot be
+    resumed, or if the masks of `--masks_from` cannot be used.
     """
     runs = [Run(trial, model, defaults) for trial in trials]
     with contextlib.ExitStack() as locks:
@@ -506,6 +509,8 @@ def open_runs(trials, model, defaults):
                 raise BadInput(
                     f"--output_dir={run.args.output_dir} cannot be used: {error}"
                 ) from error
+            if run.args.masks_from:
+                run.find_masks(masks)
             if not run.args.overwrite:
                 run.saved_path, run.saved = newest_checkpoint(run)
         yield runs
@@ -575,14 +580,37 @@ class Run:
                     f"{START_OVER}"
                 )
         if self.args.masks_from:
-            rounds = range(self.args.prune_iterations)
-            for round_ in tqdm(rounds, desc="checking masks", delay=1, leave=False):
-                read_masks(self, round_, state.masks)
+            ticket = read_ticket(self, 0, state.masks)  # again: its data can be compared now
+            if not self.saved:
+                subject = f"{self.args.masks_from} in {self.files.dumps} was made before changes"
+                note_changes(subject, ticket.get("made_by", {}), provenance())
 
     def check_settings(self, others):
-        """Raise BadInput if the existing results have other settings, {name: value}."""
-        if other := difference(self, others):
+        """Raise BadInput if the existing results have other settings or masks, {name: value}."""
+        other = difference(self.settings, others, self.defaults)
+        checksums = [found.get("masks_from_checksums", []) for found in (self.settings, others)]
+        if any(now != before for now, before in zip(*checksums, strict=False)):
+            other = other or f"other masks of {self.args.masks_from}"
+        if other:
             raise BadInput(f"{self.files.dumps} has results with {other}. {START_OVER}")
+
+    def find_masks(self, masks):
+        """Record the settings and the masks of the run that `--masks_from` names.
+
+        `masks` keep all weights. Raises BadInput if a round cannot be used.
+        """
+        checksums = []
+        rounds = range(self.args.prune_iterations)
+        for round_ in tqdm(rounds, desc="checking masks", delay=1, leave=False):
+            ticket = read_ticket(self, round_, masks)
+            masks = ticket["masks"]
+            checksums.append(checksum(masks))
+        self.settings["masks_from_settings"] = {
+            name: value
+            for name, value in ticket["args"].items()
+            if name not in MAY_CHANGE_ON_RESUME.union({"seed"})
+        }
+        self.settings["masks_from_checksums"] = checksums
 
     def clear(self):
         """Delete all existing results."""
@@ -593,7 +621,9 @@ class Run:
         """Save the new run's `state`, or restore the checkpoint into it."""
         if self.saved:
             restore(vars(state), self.saved["state"])
-            note_changes(self, self.saved["made_by"], state.loss.device)
+            subject = f"{self.files.dumps} resumes with changes"
+            now = provenance() | machine(state.loss.device)
+            note_changes(subject, self.saved["made_by"], now)
             self.write_results()
             if self.saved_path == self.files.previous_checkpoint:
                 # The newest one is damaged. It must not replace the previous one.
@@ -645,32 +675,33 @@ def newest_checkpoint(run):
     return None, None
 
 
-def difference(run, others, free=()):
-    """Return the first setting in which a run and `others`, {name: value}, differ; else None.
+def difference(settings, others, defaults, free=()):
+    """Return the first setting in which `others` differ from `settings`, {name: value}; else None.
 
     It is returned in words. Settings in `free` may differ. A setting missing from `others`, which
     are of an older version then, counts as its default.
     """
     texts = {"network": "another network", "data": "other data"}  # too long to be shown
-    for name, value in run.settings.items():
-        other = others.get(name, run.defaults.get(name, value))
-        if other != value and name not in MAY_CHANGE_ON_RESUME.union(free):
+    for name, value in settings.items():
+        other = others.get(name, defaults.get(name, value))
+        if name in MAY_CHANGE_ON_RESUME.union(free):
+            continue
+        if name == "masks_from_settings":
+            if inner := difference(value, other, defaults):
+                return f"masks of {settings['masks_from']} with {inner}"
+        elif other != value:
             return texts.get(name, f"--{name}={other}, not {value}")
     return None
 
 
-def note_changes(run, made_by, device):
-    """Warn if a checkpoint was made by other code or versions, or on another machine."""
-    now = provenance() | machine(device)
+def note_changes(subject, made_by, now):
+    """Print a note if code, versions or machine, {name: value}, are not as they were."""
     changes = []
     for name in now.keys() & made_by.keys() - {"commit", "changed"}:
         if made_by[name] != now[name]:
             changes.append(f"{name} {made_by[name]}, now {now[name]}")
     if changes:
-        print(
-            f"note: {run.files.dumps} resumes with changes: {'; '.join(sorted(changes))}",
-            file=sys.stderr,
-        )
+        print(f"note: {subject}: {'; '.join(sorted(changes))}", file=sys.stderr)
 
 
 @functools.cache
@@ -728,24 +759,49 @@ def write_settings(run, device):
 
 
 def read_masks(run, round_, masks):
-    """Return the masks of the run of prune type `--masks_from` in a round.
+    """Return the masks of the run that `--masks_from` names in a round.
 
-    Raises BadInput if they are missing, do not fit `masks`, or come from other settings.
+    Raises BadInput if they are not those that this run found when it started, or as read_ticket.
+    """
+    found = read_ticket(run, round_, masks)["masks"]
+    if checksum(found) != run.settings["masks_from_checksums"][round_]:
+        raise BadInput(
+            f"the masks of {run.args.masks_from} have changed since this run started. {START_OVER}"
+        )
+    return found
+
+
+def checksum(masks):
+    """Return the CRC-32 of masks."""
+    value = 0
+    for mask in masks.values():
+        value = zlib.crc32(mask.contiguous().numpy(), value)
+    return value
+
+
+def read_ticket(run, round_, masks):
+    """Return the ticket of the run that `--masks_from` names in a round.
+
+    Raises BadInput if it is missing, if it comes from other settings or another network, or if its
+    masks are not nested in `masks`.
     """
     source = run.args.masks_from
     path = Files(run.args, source).ticket(round_)
+    free = {"prune_type", "masks_from", "rewind_iter"}
     try:
         ticket = load_checkpoint(path, {"masks": dict, "args": dict})
         if not same_structure(masks, ticket["masks"]):
             raise BadInput(f"{path} has the masks of another network")
-        if other := difference(run, ticket["args"], {"prune_type", "masks_from", "rewind_iter"}):
+        if other := difference(run.settings, ticket["args"], run.defaults, free):
             raise BadInput(f"{path} was made with {other}")
+        if any((ticket["masks"][name] & ~masks[name].cpu()).any() for name in masks):
+            raise BadInput(f"{path} keeps weights that an earlier round has pruned")
     except BadInput as error:
         raise BadInput(
             f"--masks_from={source}: {error}. First run the same command with "
             f"--prune_type={source}, and with --overwrite if it has finished"
         ) from error
-    return ticket["masks"]
+    return ticket
 
 
 # ---- The log of a round --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import archs
+import combine_plots
 import main
 import utils
 from conftest import small_data, small_network, train_plainly, trial_data
@@ -154,6 +156,178 @@ def test_unusable_masks_are_refused_before_training(harm, small_args, monkeypatc
         torch.save(content | {"masks": {name: torch.ones(3, 3) for name in content["masks"]}}, path)
     with pytest.raises(utils.BadInput, match=r"1_model_lt.pth.tar.*--prune_type=lt"):
         main.main(small_args(prune_type="reinit", masks_from="lt"))
+
+
+@pytest.fixture
+def pair(small_args):
+    """A function that returns the settings of lt and of reinit with its masks, each an epoch long.
+
+    pair(lt={flag: value}, reinit={flag: value})
+    """
+
+    def make(lt=(), reinit=()):
+        flags = {"end_iter": 1, "prune_type": "reinit", "masks_from": "lt"}
+        return small_args(end_iter=1, **dict(lt)), small_args(**flags | dict(reinit))
+
+    return make
+
+
+def change_masks(args, round_, change):
+    """Replace the first mask in a run's ticket by change(mask)."""
+    path = utils.Files(args).ticket(round_)
+    content = torch.load(path, weights_only=True)
+    name = next(iter(content["masks"]))
+    content["masks"][name] = change(content["masks"][name])
+    torch.save(content, path)
+
+
+def drop_one(mask):
+    """Return a mask that keeps one weight less, so that masks stay nested up to this round."""
+    changed = mask.clone()
+    row, column = mask.nonzero()[0]
+    changed[row, column] = False
+    return changed
+
+
+def test_a_run_records_the_settings_and_checksums_of_its_masks(pair):
+    lt, reinit = pair()
+    main.main(lt)
+    main.main(reinit)
+    files = utils.Files(reinit)
+    settings = json.loads(files.settings.read_text())["settings"]
+    records = [torch.load(files.checkpoint, weights_only=True)["args"], settings]
+    records += [ticket(reinit, round_)["args"] for round_ in range(3)]
+    checksums = [
+        zlib.crc32(b"".join(mask.numpy().tobytes() for mask in ticket(lt, r)["masks"].values()))
+        for r in range(3)
+    ]
+    source = ticket(lt, 0)["args"]
+    changeable = {"seed", *utils.MAY_CHANGE_ON_RESUME}
+    for record in records:
+        assert record["masks_from_checksums"] == checksums
+        expected = {name: source[name] for name in source if name not in changeable}
+        assert record["masks_from_settings"] == expected
+    assert {"lr", "rewind_iter", "prune_type", "network", "data"} < expected.keys()
+    assert len(set(checksums)) == 3
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ("settings", r"has results with masks of lt with --rewind_iter=0, not 5\. Choose another"),
+        ("masks", r"has results with other masks of lt\. Choose another --output_dir, or"),
+        ("missing", r"0_model_lt\.pth\.tar is missing\. First run the same command"),
+    ],
+)
+def test_masks_of_a_replaced_run_are_refused(harm, message, finished, pair, monkeypatch):
+    lt, reinit = pair()
+    main.main(lt)
+    if finished:
+        main.main(reinit)
+    else:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(main, "reset", interrupt)
+            main.main(reinit)
+    before = arrays(reinit)
+    if harm == "settings":
+        replaced, _ = pair(lt={"rewind_iter": 5})
+        replaced.overwrite = True
+        main.main(replaced)
+    elif harm == "masks":
+        change_masks(lt, 2, drop_one)
+    else:
+        for round_ in range(3):
+            utils.Files(lt).ticket(round_).unlink()
+    monkeypatch.setattr(main, "train", None)
+    with pytest.raises(utils.BadInput, match=message):
+        main.main(reinit)
+    assert arrays(reinit) == before
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", ["reinit", "random"])
+@pytest.mark.parametrize("round_", [1, 2])
+def test_masks_that_change_during_a_run_are_refused(kind, round_, pair, monkeypatch):
+    lt, other = pair(reinit={"prune_type": kind})
+    main.main(lt)
+    train = main.train
+
+    def change_after_training(args, state, *rest):
+        train(args, state, *rest)
+        if state.round + 1 == round_:
+            change_masks(lt, round_, drop_one)
+
+    monkeypatch.setattr(main, "train", change_after_training)
+    with pytest.raises(utils.BadInput, match=r"masks of lt have changed since this run started\."):
+        main.main(other)
+    assert utils.Files(other).rounds() == round_
+
+
+def test_masks_that_are_not_nested_are_refused(pair, monkeypatch):
+    lt, reinit = pair()
+    main.main(lt)
+    change_masks(lt, 1, drop_one)
+    monkeypatch.setattr(main, "train", None)
+    message = r"2_model_lt\.pth\.tar keeps weights that an earlier round has pruned\. First run"
+    with pytest.raises(utils.BadInput, match=message):
+        main.main(reinit)
+
+
+def test_more_rounds_use_more_masks(pair, tmp_path):
+    for rounds in (2, 4):
+        for args in pair({"prune_iterations": rounds}, {"prune_iterations": rounds}):
+            main.main(args)
+    at_once = {"prune_iterations": 4, "output_dir": tmp_path / "at once"}
+    for args in pair(at_once, at_once):
+        main.main(args)
+    assert arrays(pair()[1]) == arrays(args)
+    assert len(ticket(args, 0)["args"]["masks_from_checksums"]) == 4
+    main.main(pair(reinit={"prune_iterations": 2})[1])
+
+
+def test_results_of_an_older_version_are_resumed(pair):
+    lt, reinit = pair()
+    main.main(lt)
+    main.main(pair(reinit={"prune_iterations": 2})[1])
+    path = utils.Files(reinit).checkpoint
+    saved = torch.load(path, weights_only=True)
+    for name in ("masks_from_settings", "masks_from_checksums"):
+        del saved["args"][name]
+    torch.save(saved, path)
+    main.main(reinit)
+    assert utils.Files(reinit).rounds() == 3
+    assert len(torch.load(path, weights_only=True)["args"]["masks_from_checksums"]) == 3
+
+
+def test_curves_with_the_masks_of_different_runs_are_told_apart(pair):
+    for seed, rewind_iter in ((0, 0), (1, 0), (10, 5), (11, 5)):
+        for args in pair({"seed": seed, "rewind_iter": rewind_iter}, {"seed": seed}):
+            main.main(args)
+    runs, _ = combine_plots.read_runs(utils.Files(pair()[0]).dumps)
+    assert runs.groupby("curve")["seed"].unique().apply(list).to_dict() == {
+        "lt, rewind_iter=0": [0, 1],
+        "lt, rewind_iter=5": [10, 11],
+        "reinit, lt's rewind_iter=0": [0, 1],
+        "reinit, lt's rewind_iter=5": [10, 11],
+    }
+
+
+def test_masks_made_by_other_code_are_noted_once(pair, monkeypatch, capsys):
+    lt, reinit = pair()
+    main.main(lt)
+    made = utils.provenance()
+    monkeypatch.setattr(utils, "provenance", lambda: made | {"code": "edited"})
+    main.main(reinit)
+    note = f"note: lt in {utils.Files(lt).dumps} was made before changes: code "
+    error = capsys.readouterr().err
+    assert f"{note}{made['code']}, now edited\n" in error
+    assert error.count("note: ") == 1
+    main.main(reinit)
+    assert "note: " not in capsys.readouterr().err
 
 
 # Rates by layer

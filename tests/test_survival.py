@@ -657,6 +657,20 @@ def test_other_code_and_versions_are_reported_and_recorded(small_args, tiny, mon
     assert json.loads(files.settings.read_text())["made_by"]["commit"] == "abc"
 
 
+def test_changes_since_a_run_finished_are_noted(small_args, tiny, monkeypatch, capsys):
+    args = small_args(prune_iterations=1, end_iter=1)
+    made = utils.provenance()
+    run(args)
+    run(args)
+    assert "note: " not in capsys.readouterr().err
+    monkeypatch.setattr(utils, "provenance", lambda: made | {"code": "edited"})
+    run(args)
+    captured = capsys.readouterr()
+    note = f"note: {utils.Files(args).dumps} was finished before changes: code {made['code']}, now"
+    assert f"{note} edited\n" in captured.err
+    assert "finished: " in captured.out
+
+
 def test_a_commit_without_code_changes_is_not_reported(small_args, tiny, monkeypatch, capsys):
     made = utils.provenance()
     run(small_args(prune_iterations=1, end_iter=1))
