@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 from torch.utils.flop_counter import FlopCounterMode
@@ -116,12 +117,16 @@ def experiment(run, data, percents):
     state = new_state(args, new_model(args, round_=0, device=data.device))
     with run:
         run.start_or_resume(state)
-        if state.round >= run.files.rounds():  # false if a run resumes between two rounds
-            train(args, state, data, run)
-        while state.round + 1 < args.prune_iterations:
-            masks = next_masks(run, state, percents)
-            reset(args, state, masks)
-            train(args, state, data, run)
+        try:
+            if state.round >= run.files.rounds():  # false if a run resumes between two rounds
+                train(args, state, data, run)
+            while state.round + 1 < args.prune_iterations:
+                masks = next_masks(run, state, percents)
+                reset(args, state, masks)
+                train(args, state, data, run)
+        except BrokenPipeError:  # from printing, which happens between iterations only
+            run.checkpoint(state, now=True)
+            raise
 
 
 def train(args, state, data, run):
@@ -132,7 +137,6 @@ def train(args, state, data, run):
     with utils.Log(args, state, steps, end) as log:
         while state.iteration < end:
             step()
-            log.step()
 
             # A step does not wait for the device. What follows does, if there is anything to do.
             if state.round == 0 and state.iteration == args.rewind_iter:
@@ -142,6 +146,7 @@ def train(args, state, data, run):
                 row = log.add(measure(args, state, data, steps, end))
                 if row is utils.best(state.rows[-1]):
                     utils.restore(state.best, state.model.state_dict())
+            log.step()
             run.checkpoint(state, now=state.iteration == end)
         utils.save_round(run, state, log)
     combine_plots.draw_run(run.files)
@@ -206,25 +211,46 @@ def prune(weights, masks, percent, scope="layer"):
 def layer_percents(args, model, output):
     """Return the percentage that each round prunes of each layer, {parameter name: percent}.
 
-    `output` is the output layer, or None. Raises utils.BadInput if nothing would be pruned.
+    `output` is the layer that is called last, or None. Raises utils.BadInput if the layers that a
+    rate is for cannot be found, or if nothing would be pruned.
     """
+    weights = prunable(model)
+    classes = archs.facts(args.dataset).CLASSES
+    outputs = getattr(output, "out_features", None) or getattr(output, "out_channels", None)
+    others = {args.prune_percent, args.prune_percent_conv, args.prune_percent_downsample}
+    if others != {args.prune_percent_output} and outputs != classes:
+        raise utils.BadInput(
+            f"--prune_percent_output={args.prune_percent_output}: the output layer of "
+            f"{args.arch_type} cannot be found, because the layer that it calls last does not have "
+            f"{classes} outputs. Call the output layer as a module, or prune all layers alike"
+        )
+    shortcuts = {name for name in weights if "downsample" in name.split(".")}
+    if args.prune_percent_downsample != args.prune_percent_conv and not shortcuts:
+        raise utils.BadInput(
+            f"--prune_percent_downsample={args.prune_percent_downsample}: {args.arch_type} has no "
+            "layers in modules named downsample"
+        )
+
     convolutions = {
         id(module.weight) for module in model.modules() if isinstance(module, CONVOLUTIONS)
     }
     percents = {}
-    for name, weight in prunable(model).items():
+    for name, weight in weights.items():
         if output is not None and weight is output.weight:
             percents[name] = args.prune_percent_output
-        elif "downsample" in name.split("."):
+        elif name in shortcuts:
             percents[name] = args.prune_percent_downsample
         elif id(weight) in convolutions:
             percents[name] = args.prune_percent_conv
         else:
             percents[name] = args.prune_percent
-    if not any(percents.values()):
+    masks = dense_masks(model)
+    if any(percents.values()):
+        masks = prune(weights, masks, percents, args.prune_scope)
+    if all(mask.all() for mask in masks.values()):
         raise utils.BadInput(
             f"nothing of {args.arch_type} would be pruned: "
-            "it has no convolution or linear layer, or all of them are at 0%"
+            "it has no convolution or linear layer, or the percentages are too small"
         )
     return percents
 
@@ -370,21 +396,7 @@ def load_data(args, device):
         raise utils.BadInput(error) from error
 
     examples = len(train[1])
-    train_size = examples - args.val_size
-    if train_size <= 0:
-        raise utils.BadInput(
-            f"--val_size={args.val_size} leaves none of the {examples} training examples"
-        )
-    if args.batch_size > train_size:
-        raise utils.BadInput(
-            f"--batch_size={args.batch_size} is larger than the {train_size} training examples"
-        )
-    _, end = iterations(args, train_size)
-    if args.rewind_iter >= end:
-        raise utils.BadInput(
-            f"--rewind_iter={args.rewind_iter} is not within a round, which has {end} iterations"
-        )
-
+    check_iterations(args, examples)
     checksum = zlib.crc32(f"{facts.MEAN} {facts.STD}".encode())
     for tensor in (*train, *test):
         checksum = zlib.crc32(tensor.numpy(), checksum)
@@ -397,6 +409,28 @@ def load_data(args, device):
         std=255 * torch.tensor(facts.STD, device=device).view(-1, 1, 1),
         digest=f"{examples} + {len(test[1])} examples, digest {checksum:08x}",
     )
+
+
+def check_iterations(args, examples):
+    """Raise utils.BadInput if flags do not fit the number of training examples."""
+    train_size = examples - args.val_size
+    if train_size <= 0:
+        raise utils.BadInput(
+            f"--val_size={args.val_size} leaves none of the {examples} training examples"
+        )
+    if args.batch_size > train_size:
+        raise utils.BadInput(
+            f"--batch_size={args.batch_size} is larger than the {train_size} training examples"
+        )
+    _, end = iterations(args, train_size)
+    within = f"is not within a round, which has {end} iterations"
+    if args.rewind_iter >= end:
+        raise utils.BadInput(f"--rewind_iter={args.rewind_iter} {within}")
+    if args.warmup_iter > end:
+        raise utils.BadInput(f"--warmup_iter={args.warmup_iter} {within}")
+    for milestone in args.lr_milestones:
+        if milestone >= end:
+            raise utils.BadInput(f"--lr_milestones={milestone} {within}")
 
 
 def hold_out(args, data):
@@ -423,19 +457,27 @@ def iterations(args, examples):
 def new_model(args, round_, device="cpu"):
     """Return the network with random weights that depend on the seed and the round.
 
-    Weights are drawn from the Gaussian Glorot distribution. Biases are zero. Batch norm keeps the
-    identity that it is built with. Frozen layers stay as they are built.
+    The architecture's file may define how they are drawn: initialize(model). The default is glorot.
     """
     seed_torch(args.seed, round_, 0)  # epoch 0: training counts from 1
     model = archs.build(args.dataset, args.arch_type)
+    initialize = archs.initializer(args.dataset, args.arch_type) or glorot
+    initialize(model)
+    if all(parameter.dim() != 5 for parameter in model.parameters()):  # of Conv3d
+        model = model.to(memory_format=torch.channels_last)  # faster convolutions
+    return model.to(device)
+
+
+def glorot(model):
+    """Draw weights from the Gaussian Glorot distribution, and set biases to zero.
+
+    Batch norm keeps the identity that it is built with. Frozen layers stay as they are built.
+    """
     for module in model.modules():
         if isinstance(module, LAYERS) and module.weight.requires_grad:
             nn.init.xavier_normal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    if all(parameter.dim() != 5 for parameter in model.parameters()):  # of Conv3d
-        model = model.to(memory_format=torch.channels_last)  # faster convolutions
-    return model.to(device)
 
 
 def prunable(model):
@@ -457,8 +499,19 @@ def check_network(args, model):
 
     The output layer is the layer that is called last, None if none is called. Only floating-point
     operations of convolutions and matrix products count. Raises utils.BadInput if the network
-    cannot be trained on the dataset's images, or does not return logits.
+    cannot be resumed, cannot be trained on the dataset's images, or does not return logits.
     """
+    if any(map(parametrize.is_parametrized, model.modules())):
+        raise utils.BadInput(
+            f"{args.arch_type} has parametrized layers, such as those of spectral or weight norm, "
+            "which may change when they are read: build it without them"
+        )
+    unsaved = dict(model.named_buffers()).keys() - model.state_dict().keys()
+    if unsaved:
+        raise utils.BadInput(
+            f"{args.arch_type} has buffers that are neither saved nor reset: "
+            f"register {', '.join(sorted(unsaved))} without persistent=False"
+        )
     facts = archs.facts(args.dataset)
     images = torch.zeros(min(2, args.batch_size), facts.CHANNELS, facts.SIZE, facts.SIZE)
     called = []
@@ -625,10 +678,10 @@ class Step:
                 raise error from None
             problem = str(error).partition("\n")[0]
             torch.cuda.synchronize()
+        self.rewind(before)
         if problem:
             self.graph = None
             print(f"running without a CUDA graph: {problem}")
-        self.rewind(before)
 
     def rehearse(self, before):
         """Train for three iterations from the state `before`; return what they computed.
@@ -879,8 +932,8 @@ def defaults(args):
 def add_flags(parser):
     """Add all flags. A default that depends on another flag is None here; parse_args sets it."""
     number = utils.number
-    count = number(int, "[1, inf)")
-    size = number(int, "[0, inf)")
+    count = number(int, "[1, 1e9)")
+    size = number(int, "[0, 1e9)")
     rate = number(float, "(0, inf)")
     share = number(float, "[0, 100)")
 
@@ -895,7 +948,7 @@ def add_flags(parser):
         help="network")
     add("--seed", default=0, type=number(int, f"[0, {SEEDS})"), metavar="N",
         help="seeds all randomness")
-    add("--trials", default=1, type=count, metavar="N",
+    add("--trials", default=1, type=number(int, "[1, 1000)"), metavar="N",
         help="number of seeds, starting at --seed")
 
     add = parser.add_argument_group("pruning").add_argument
@@ -904,11 +957,11 @@ def add_flags(parser):
     add("--prune_percent_conv", type=share, metavar="P",
         help="the same for convolutions (default: --prune_percent%(default).0s)")
     add("--prune_percent_downsample", type=share, metavar="P",
-        help="the same for convolutions on the shortcuts of residual networks"
-             " (default: --prune_percent_conv%(default).0s)")
+        help="the same for layers in modules named downsample, which are the shortcuts of residual"
+             " networks (default: --prune_percent_conv%(default).0s)")
     add("--prune_percent_output", type=share, metavar="P",
         help="the same for the output layer (default: --prune_percent%(default).0s)")
-    add("--prune_iterations", default=35, type=count, metavar="N",
+    add("--prune_iterations", default=35, type=number(int, "[1, 10000)"), metavar="N",
         help="number of rounds; the first is dense")
     add("--prune_scope", default="layer", choices=["layer", "global"],
         help="prune the percentage within each layer, or across all layers")
@@ -926,10 +979,10 @@ def add_flags(parser):
         help="momentum of SGD")
     add("--weight_decay", default=0.0, type=number(float, "[0, inf)"), metavar="X",
         help="L2 penalty")
-    add("--lr_milestones", default=[], type=utils.numbers("[1, inf)"), metavar="N,...",
+    add("--lr_milestones", default=[], type=utils.numbers("[1, 1e9)"), metavar="N,...",
         help="iterations after which the learning rate is multiplied by --lr_gamma,"
              " comma-separated (default: none%(default).0s)")
-    add("--lr_gamma", default=0.1, type=rate, metavar="X",
+    add("--lr_gamma", default=0.1, type=number(float, "(0, 1)"), metavar="X",
         help="factor of the learning rate at each milestone")
     add("--warmup_iter", default=0, type=size, metavar="N",
         help="iterations in which the learning rate rises linearly to --lr")

@@ -106,6 +106,9 @@ def one_line_errors(program):
         exit_with(2, program, f"error: {error}")
     except Failure as error:
         exit_with(1, program, f"error: {error}")
+    except BrokenPipeError:  # the output is read by another process, such as head, which has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         exit_with(1, program, f"error: {type(error).__name__}: {error}")
     except (MemoryError, RuntimeError) as error:
@@ -167,7 +170,10 @@ def folder(text):
     """Parse the path of a folder or file; an argparse type."""
     if not text:
         raise argparse.ArgumentTypeError("must not be empty; . is the current folder")
-    return str(Path(text).expanduser())
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no such user") from error
 
 
 def plural(n, noun):
@@ -853,10 +859,11 @@ class Log:
         return self
 
     def __exit__(self, *error):
-        self.bar.close()
-        # A full disk is reported already. A file left open would report it again.
+        # An error is reported already. A file left open would report it again.
         with contextlib.suppress(OSError):
             self.events.close()
+        with contextlib.suppress(OSError):
+            self.bar.close()
 
     def add_summaries(self, step, summaries):
         """Write summaries to TensorBoard's file.

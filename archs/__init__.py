@@ -67,10 +67,21 @@ def build(dataset, arch_type):
 
     It maps normalized float images (N, C, H, W) to logits (N, classes).
     """
-    folder = dataset if arch_type in _modules(dataset, packages=False) else "common"
-    module = importlib.import_module(f"{__name__}.{folder}.{arch_type}")
     data = facts(dataset)
-    return module.build(data.CHANNELS, data.SIZE, data.CLASSES)
+    return _architecture(dataset, arch_type).build(data.CHANNELS, data.SIZE, data.CLASSES)
+
+
+def initializer(dataset, arch_type):
+    """Return the function initialize(model) of an architecture's file; None if it has none.
+
+    It draws the weights of a network from torch's generator, in place.
+    """
+    return getattr(_architecture(dataset, arch_type), "initialize", None)
+
+
+def _architecture(dataset, arch_type):
+    folder = dataset if arch_type in _modules(dataset, packages=False) else "common"
+    return importlib.import_module(f"{__name__}.{folder}.{arch_type}")
 
 
 def load(dataset, data_dir, train):
@@ -114,7 +125,7 @@ def load(dataset, data_dir, train):
             f"{dataset} has labels in {int(labels.min())}..{int(labels.max())}, "
             f"not in 0..{data.CLASSES - 1}, {files}"
         )
-    return images.contiguous(), labels.long()
+    return images.contiguous(), labels.long().contiguous()
 
 
 def _name(dtype):

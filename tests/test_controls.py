@@ -381,12 +381,9 @@ def test_the_papers_rates_give_the_papers_percentages(arch_type, flags, expected
 
 @pytest.mark.parametrize("arch_type", archs.architectures())
 def test_each_type_of_layer_has_its_rate(arch_type):
-    flags = [
-        "--prune_percent=20",
-        "--prune_percent_conv=15",
-        "--prune_percent_downsample=5",
-        "--prune_percent_output=0",
-    ]
+    flags = ["--prune_percent=20", "--prune_percent_conv=15", "--prune_percent_output=0"]
+    if arch_type.startswith("resnet"):
+        flags.append("--prune_percent_downsample=5")
     args = main.parse_args([f"--arch_type={arch_type}", "--dataset=cifar10", *flags])
     model = archs.build("cifar10", arch_type)
     modules, found = (
@@ -417,6 +414,29 @@ def test_rates_of_0_percent_everywhere_are_refused(scope, small_args, monkeypatc
     )
     with pytest.raises(utils.BadInput, match="nothing of resnet20 would be pruned"):
         main.main(args)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("percent", [1e-4, 1e-300])
+def test_a_percentage_too_small_to_prune_a_weight_is_refused(
+    percent, scope, small_args, monkeypatch
+):
+    monkeypatch.setattr(main, "train", None)
+    with pytest.raises(utils.BadInput, match=r"nothing of fc1 .* the percentages are too small"):
+        main.main(small_args(prune_percent=percent, prune_scope=scope))
+
+
+def test_one_weight_per_round_is_enough(small_args):
+    args = small_args(prune_percent=100 / 235200, end_iter=1)
+    main.main(args)
+    assert [int(mask.sum()) for mask in ticket(args, 2)["masks"].values()] == [235198, 30000, 1000]
+
+
+def test_a_rate_for_shortcuts_that_the_network_does_not_have_is_refused(small_args, monkeypatch):
+    monkeypatch.setattr(main, "train", None)
+    message = "--prune_percent_downsample=0.0: vgg16 has no layers in modules named downsample"
+    with pytest.raises(utils.BadInput, match=message):
+        main.main(small_args(arch_type="vgg16", prune_percent_downsample=0))
 
 
 def test_missing_rates_default_to_more_general_ones():

@@ -69,6 +69,35 @@ def test_initialization_is_gaussian_glorot_with_zero_biases(arch_type, small_arg
             assert not module.bias.any()
 
 
+INITIALIZE = """
+from torch import nn
+
+
+def build(channels, size, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(size * size, 20), nn.ReLU(), nn.Linear(20, 10))
+
+
+def initialize(model):
+    for layer in (model[1], model[3]):
+        nn.init.uniform_(layer.weight, 1, 2)
+        nn.init.constant_(layer.bias, 3)
+"""
+
+
+def test_an_architecture_may_draw_its_own_weights(own, small_args, starts, undrawn):
+    (own / "common/mine.py").write_text(INITIALIZE)
+    for kind in ("lt", "reinit"):
+        main.main(small_args(arch_type="mine", prune_type=kind, end_iter=1))
+    for state, masks in starts:
+        for name, mask in masks.items():
+            assert ((state[name] >= 1) == mask).all()
+            assert (state[name] < 2).all()
+            assert (state[name.replace("weight", "bias")] == 3).all()
+    (first, _), (second, kept) = starts[3:5]
+    same = (first["1.weight"] == second["1.weight"])[kept["1.weight"]]
+    assert same.double().mean() < 0.01, "reinit did not draw new weights"
+
+
 # 3. The optimizer
 
 
@@ -587,17 +616,76 @@ def test_the_output_layer_is_the_one_called_last(head_first, output, small_args,
     assert found == {name: 5 if name == output else 20 for name in ("0.weight", "2.weight")}
 
 
-def test_a_parametrized_weight_is_reported_as_not_pruned(small_args, monkeypatch, capsys):
+class FunctionalHead(nn.Module):
+    """A network that uses its output layer as a function, which no hook sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(784, 30)
+        self.head = nn.Linear(30, 10)
+
+    def forward(self, x):
+        hidden = torch.relu(self.body(x.flatten(1)))
+        return nn.functional.linear(hidden, self.head.weight, self.head.bias)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(
+    "rates",
+    [{"prune_percent_output": 10}, {"prune_percent_conv": 15}, {"prune_percent_downsample": 15}],
+)
+def test_an_output_layer_that_is_not_called_is_refused_if_rates_differ(
+    rates, scope, small_args, monkeypatch
+):
+    monkeypatch.setattr(archs, "build", lambda *_: FunctionalHead())
+    monkeypatch.setattr(main, "train", None)
+    message = "cannot be found, because the layer that it calls last does not have 10 outputs"
+    with pytest.raises(utils.BadInput, match=message):
+        main.main(small_args(prune_scope=scope, **rates))
+
+
+def test_an_output_layer_that_is_not_called_is_pruned_as_all_others(small_args, monkeypatch):
+    monkeypatch.setattr(archs, "build", lambda *_: FunctionalHead())
+    args = small_args(prune_iterations=2, end_iter=1)
+    main.main(args)
+    masks = torch.load(utils.Files(args).ticket(1), weights_only=True)["masks"]
+    assert int(masks["head.weight"].sum()) == 240
+    assert int(masks["body.weight"].sum()) == round(0.8 * 784 * 30)
+
+
+def test_a_convolution_may_be_the_output_layer(small_args):
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 10, 26), nn.Flatten())
+    args = small_args(prune_percent_conv=15, prune_percent_output=5)
+    output, _ = main.check_network(args, model)
+    assert main.layer_percents(args, model, output) == {"0.weight": 15, "1.weight": 5}
+
+
+@pytest.mark.parametrize("norm", ["spectral_norm", "weight_norm", "orthogonal"])
+def test_parametrized_layers_are_refused(norm, small_args, monkeypatch):
+    """Spectral norm iterates whenever its weight is read."""
+    parametrized = getattr(nn.utils.parametrizations, norm)
+
     def build(*_):
-        head = nn.utils.parametrizations.weight_norm(nn.Linear(20, 10))
-        return nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.ReLU(), head)
+        return nn.Sequential(nn.Flatten(), parametrized(nn.Linear(784, 10)))
 
     monkeypatch.setattr(archs, "build", build)
-    main.main(small_args(prune_iterations=2, end_iter=1, prune_percent_output=90))
-    output = capsys.readouterr().out
-    weight = "3.parametrizations.weight"
-    assert f"not pruned: {weight}.original0 (10, 1), {weight}.original1 (10, 20)\n" in output
-    assert "1.weight       15680       12544    80.00" in output
+    monkeypatch.setattr(main, "train", None)
+    with pytest.raises(utils.BadInput, match="fc1 has parametrized layers"):
+        main.main(small_args())
+
+
+def test_buffers_that_are_not_saved_are_refused(small_args, monkeypatch):
+    def build(*_):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10))
+        model[1].register_buffer("saved", torch.ones(1))
+        model[1].register_buffer("calls", torch.ones(1), persistent=False)
+        return model
+
+    monkeypatch.setattr(archs, "build", build)
+    monkeypatch.setattr(main, "train", None)
+    message = r"neither saved nor reset: register 1\.calls without persistent=False"
+    with pytest.raises(utils.BadInput, match=message):
+        main.main(small_args())
 
 
 def test_a_network_without_prunable_layers_is_refused(small_args, monkeypatch):

@@ -218,6 +218,46 @@ def test_signals_save_a_checkpoint_and_say_how_to_resume(number, status, tmp_pat
     assert run(args, output_dir=str(tmp_path)) == expected
 
 
+@pytest.mark.parametrize("last", [6, 19, 20, 39, 40])
+def test_nothing_is_lost_if_the_reader_of_the_output_ends(last, small_args, monkeypatch):
+    """The progress bar fails in round 1, also at an evaluation and at the end of the round."""
+    args = small_args(prune_iterations=3, rewind_iter=5)
+    expected = run(args)
+    update = utils.tqdm.update
+
+    def fail(bar, n=1):
+        update(bar, n)
+        if bar.desc == "round 1" and bar.n == last:
+            raise BrokenPipeError
+
+    with monkeypatch.context() as patch, pytest.raises(BrokenPipeError):
+        patch.setattr(utils.tqdm, "update", fail)
+        run(args, overwrite=True)
+    state = torch.load(utils.Files(args).checkpoint, weights_only=True)["state"]
+    assert (state["round"], state["iteration"]) == (1, last)
+    assert run(args, overwrite=False) == expected
+
+
+def test_a_closed_pipe_ends_a_run_quietly(tmp_path, small_args):
+    """As in `python3 main.py | head -1`."""
+    flags = ("--prune_iterations=2", "--end_iter=2", f"--output_dir={tmp_path}")
+    process = subprocess.Popen(
+        [sys.executable, "main.py", *FLAGS, *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().startswith("2 rounds of 40 iterations")
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait(timeout=60) == 141
+    assert "rror" not in error
+    args = small_args(prune_iterations=2)
+    expected = run(args)
+    assert run(args, output_dir=str(tmp_path)) == expected
+
+
 # Files
 
 
