@@ -64,7 +64,7 @@ def main(args):
         )
     if args.csv:
         table = pd.concat(summaries)
-        utils.write(Path(args.csv), lambda file: table.to_csv(file, index=False), unique=True)
+        utils.write(Path(args.csv), lambda file: table.to_csv(file, index=False), shared=True)
         print(f"{args.csv}: the table")
 
 
@@ -460,7 +460,7 @@ def figure(path, rows=1, shared=False):
         fig = Figure(figsize=(3.5, 1.2 + 1.4 * rows), layout="constrained")
         yield fig.subplots(rows, sharex=True, squeeze=False)[:, 0], sns
         sns.despine(fig)
-        utils.write(path, lambda file: fig.savefig(file, format="png", dpi=300), unique=shared)
+        utils.write(path, lambda file: fig.savefig(file, format="png", dpi=300), shared=shared)
     fig.clear()  # reference cycles would keep each figure's pixels in memory
 
 

@@ -211,18 +211,16 @@ def prune(weights, masks, percent, scope="layer"):
 def layer_percents(args, model, output):
     """Return the percentage that each round prunes of each layer, {parameter name: percent}.
 
-    `output` is the layer that is called last, or None. Raises utils.BadInput if the layers that a
-    rate is for cannot be found, or if nothing would be pruned.
+    `output` is the output layer, or None. Raises utils.BadInput if the layers that a rate is for
+    cannot be found, or if nothing would be pruned.
     """
     weights = prunable(model)
-    classes = archs.facts(args.dataset).CLASSES
-    outputs = getattr(output, "out_features", None) or getattr(output, "out_channels", None)
     others = {args.prune_percent, args.prune_percent_conv, args.prune_percent_downsample}
-    if others != {args.prune_percent_output} and outputs != classes:
+    if output is None and others != {args.prune_percent_output}:
         raise utils.BadInput(
-            f"--prune_percent_output={args.prune_percent_output}: the output layer of "
-            f"{args.arch_type} cannot be found, because the layer that it calls last does not have "
-            f"{classes} outputs. Call the output layer as a module, or prune all layers alike"
+            f"--prune_percent_output={args.prune_percent_output}: the layer that {args.arch_type} "
+            "calls last does not have as many outputs as there are classes. Call the output layer "
+            "as a module, or give all layers the same percentage"
         )
     shortcuts = {name for name in weights if "downsample" in name.split(".")}
     if args.prune_percent_downsample != args.prune_percent_conv and not shortcuts:
@@ -497,9 +495,10 @@ def prunable(model):
 def check_network(args, model):
     """Run the network once; return its output layer and the operations of a batch's forward pass.
 
-    The output layer is the layer that is called last, None if none is called. Only floating-point
-    operations of convolutions and matrix products count. Raises utils.BadInput if the network
-    cannot be resumed, cannot be trained on the dataset's images, or does not return logits.
+    The output layer is the layer that is called last, if it has an output for each class; otherwise
+    it is None. Only floating-point operations of convolutions and matrix products count. Raises
+    utils.BadInput if the network could not be resumed, cannot be trained on the dataset's images,
+    or does not return logits.
     """
     if any(map(parametrize.is_parametrized, model.modules())):
         raise utils.BadInput(
@@ -536,7 +535,9 @@ def check_network(args, model):
         raise utils.BadInput(
             f"{args.arch_type} returns shape {shape}, not logits of shape {expected}"
         )
-    output = called[-1] if called else None
+    last = called[-1] if called else None
+    outputs = getattr(last, "out_features", None) or getattr(last, "out_channels", None)
+    output = last if outputs == facts.CLASSES else None
     return output, counter.get_total_flops() / len(images) * args.batch_size
 
 

@@ -398,14 +398,14 @@ class Files:
         yield from self.saves.glob(f"[0-9]*_model_{self.prune_type}.pth.tar*")
 
 
-def write(path, save, previous=None, unique=False):
+def write(path, save, previous=None, shared=False):
     """Write a file atomically: `save(file)` writes a temporary file, which is renamed to `path`.
 
-    An existing file is first renamed to `previous`, if given. `unique` gives the temporary file a
-    name of its own, for files that several processes may write at once.
+    An existing file is first renamed to `previous`, if given. Several processes may write a
+    `shared` file at once, so that each needs a temporary file of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = f"{path.name}.{uuid.uuid4().hex}" if unique else path.name
+    name = f"{path.name}.{uuid.uuid4().hex}" if shared else path.name
     temporary = path.with_name(f"{name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -516,7 +516,7 @@ def open_runs(trials, model, masks, defaults):
                     f"--output_dir={run.args.output_dir} cannot be used: {error}"
                 ) from error
             if run.args.masks_from:
-                run.find_masks(masks)
+                find_masks(run, masks)
             if not run.args.overwrite:
                 run.saved_path, run.saved = newest_checkpoint(run)
         yield runs
@@ -599,24 +599,6 @@ class Run:
             other = other or f"other masks of {self.args.masks_from}"
         if other:
             raise BadInput(f"{self.files.dumps} has results with {other}. {START_OVER}")
-
-    def find_masks(self, masks):
-        """Record the settings and the masks of the run that `--masks_from` names.
-
-        `masks` keep all weights. Raises BadInput if a round cannot be used.
-        """
-        checksums = []
-        rounds = range(self.args.prune_iterations)
-        for round_ in tqdm(rounds, desc="checking masks", delay=1, leave=False):
-            ticket = read_ticket(self, round_, masks)
-            masks = ticket["masks"]
-            checksums.append(checksum(masks))
-        self.settings["masks_from_settings"] = {
-            name: value
-            for name, value in ticket["args"].items()
-            if name not in MAY_CHANGE_ON_RESUME.union({"seed"})
-        }
-        self.settings["masks_from_checksums"] = checksums
 
     def clear(self):
         """Delete all existing results."""
@@ -764,10 +746,29 @@ def write_settings(run, device):
 # ---- Masks of other runs -------------------------------------------------------------------------
 
 
+def find_masks(run, masks):
+    """Record the settings of the run that `--masks_from` names, and checksums of all its masks.
+
+    `masks` keep all weights. Raises BadInput if a round is missing or cannot be used.
+    """
+    checksums = []
+    rounds = range(run.args.prune_iterations)
+    for round_ in tqdm(rounds, desc="checking masks", delay=1, leave=False):
+        ticket = read_ticket(run, round_, masks)
+        masks = ticket["masks"]
+        checksums.append(checksum(masks))
+    source = {}
+    for name, value in ticket["args"].items():
+        if name not in MAY_CHANGE_ON_RESUME and name != "seed":
+            source[name] = value
+    run.settings["masks_from_settings"] = source
+    run.settings["masks_from_checksums"] = checksums
+
+
 def read_masks(run, round_, masks):
     """Return the masks of the run that `--masks_from` names in a round.
 
-    Raises BadInput if they are not those that this run found when it started, or as read_ticket.
+    Raises BadInput if they are not those that find_masks found, or cannot be used.
     """
     found = read_ticket(run, round_, masks)["masks"]
     if checksum(found) != run.settings["masks_from_checksums"][round_]:

@@ -64,6 +64,15 @@ def test_adding_an_architecture(scratch, capsys):
     assert "wide" in command("main.py", "--help", cwd=scratch).stdout
 
 
+def test_initializing_an_architecture(scratch):
+    text = block("python", "An architecture is one file") + block("python", "define `initialize(")
+    (scratch / "archs/common/wide.py").write_text(text)
+    args = main.parse_args(["--dataset=digits", "--arch_type=wide"])
+    for round_ in range(2):
+        weight = main.new_model(args, round_).state_dict()["1.weight"]
+        assert weight.std().item() == pytest.approx((2 / 784) ** 0.5, rel=0.01)  # by Kaiming
+
+
 def test_adding_a_dataset(scratch):
     folder = scratch / "archs/letters"
     folder.mkdir()

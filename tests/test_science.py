@@ -639,7 +639,7 @@ def test_an_output_layer_that_is_not_called_is_refused_if_rates_differ(
 ):
     monkeypatch.setattr(archs, "build", lambda *_: FunctionalHead())
     monkeypatch.setattr(main, "train", None)
-    message = "cannot be found, because the layer that it calls last does not have 10 outputs"
+    message = "the layer that fc1 calls last does not have as many outputs as there are classes"
     with pytest.raises(utils.BadInput, match=message):
         main.main(small_args(prune_scope=scope, **rates))
 
