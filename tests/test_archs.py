@@ -322,7 +322,7 @@ def test_mistakes_in_a_dataset_are_named(changes, message, own):
 
 def test_labels_may_be_a_column_of_a_table(own, small_args, undrawn):
     """Such a tensor is not contiguous."""
-    write_dataset(own, "mine", load=LABELS.format("torch.arange(60).view(30, 2)[:, 0] % 10"))
+    write_dataset(own, "mine", load=LABELS.format("(torch.arange(60) % 10).view(30, 2)[:, 0]"))
     main.main(small_args(dataset="mine", prune_iterations=1, end_iter=1, batch_size=10))
     assert archs.load("mine", "nowhere", True)[1][:6].tolist() == [0, 2, 4, 6, 8, 0]
 
