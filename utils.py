@@ -38,7 +38,7 @@ REFUSED = {
     "lt": {"masks_from": "lt makes the masks for the other prune types"},
     "reinit": {"rewind_iter": "it resets to new weights"},
 }
-# The flag whose value a flag takes if it is not given.
+# The flag whose value a flag takes if it is not given, in the order in which they are set.
 FOLLOWS = {
     "prune_percent_conv": "prune_percent",
     "prune_percent_downsample": "prune_percent_conv",

@@ -125,6 +125,20 @@ def test_masks_from_other_settings_are_refused(change, small_args):
         main.main(small_args(prune_type="reinit", masks_from="lt", end_iter=1, **change))
 
 
+def test_masks_from_other_data_are_refused(small_args, monkeypatch):
+    main.main(small_args(end_iter=1))
+    load = archs.load
+
+    def relabelled(*args, **options):
+        images, labels = load(*args, **options)
+        return images, labels.roll(1)
+
+    monkeypatch.setattr(archs, "load", relabelled)
+    monkeypatch.setattr(main, "train", None)
+    with pytest.raises(utils.BadInput, match=r"0_model_lt.pth.tar was made with other data"):
+        main.main(small_args(prune_type="reinit", masks_from="lt", end_iter=1))
+
+
 @pytest.mark.parametrize("rounds", [0, 2])
 def test_missing_masks_say_what_to_run_first(rounds, small_args, monkeypatch):
     if rounds:
