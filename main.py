@@ -69,6 +69,7 @@ def main(args):
     with utils.open_runs(trials, model, dense_masks(model), defaults(args)) as runs:
         runs = [run for run in runs if not is_finished(run)]
         if runs:
+            check_restorable(args, model)
             output, operations = check_network(args, model)
             percents = layer_percents(args, model, output)
             torch.set_num_threads(utils.pick_threads(args.threads, operations))
@@ -395,9 +396,8 @@ def load_data(args, device):
 
     examples = len(train[1])
     check_iterations(args, examples)
-    checksum = zlib.crc32(f"{facts.MEAN} {facts.STD}".encode())
-    for tensor in (*train, *test):
-        checksum = zlib.crc32(tensor.numpy(), checksum)
+    normalization = zlib.crc32(f"{facts.MEAN} {facts.STD}".encode())
+    checksum = utils.checksum((*train, *test), normalization)
     test = tuple(tensor.to(device) for tensor in test)
     return Data(
         train=tuple(tensor.to(device) for tensor in train),
@@ -492,14 +492,8 @@ def prunable(model):
     return found
 
 
-def check_network(args, model):
-    """Run the network once; return its output layer and the operations of a batch's forward pass.
-
-    The output layer is the layer that is called last, if it has an output for each class; otherwise
-    it is None. Only floating-point operations of convolutions and matrix products count. Raises
-    utils.BadInput if the network could not be resumed, cannot be trained on the dataset's images,
-    or does not return logits.
-    """
+def check_restorable(args, model):
+    """Raise utils.BadInput if a state dict does not hold all of the network's state."""
     if any(map(parametrize.is_parametrized, model.modules())):
         raise utils.BadInput(
             f"{args.arch_type} has parametrized layers, such as those of spectral or weight norm, "
@@ -511,6 +505,16 @@ def check_network(args, model):
             f"{args.arch_type} has buffers that are neither saved nor reset: "
             f"register {', '.join(sorted(unsaved))} without persistent=False"
         )
+
+
+def check_network(args, model):
+    """Run the network once; return its output layer and the operations of a batch's forward pass.
+
+    The output layer is the layer that is called last, if it has an output for each class; otherwise
+    it is None. Only floating-point operations of convolutions and matrix products count. Raises
+    utils.BadInput if the network cannot be trained on the dataset's images, or does not return
+    logits.
+    """
     facts = archs.facts(args.dataset)
     images = torch.zeros(min(2, args.batch_size), facts.CHANNELS, facts.SIZE, facts.SIZE)
     called = []

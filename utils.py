@@ -314,6 +314,13 @@ def same_structure(live, saved):
     return type(live) is type(saved)
 
 
+def checksum(tensors, value=0):
+    """Return the CRC-32 of tensors on the CPU, continued from `value`."""
+    for tensor in tensors:
+        value = zlib.crc32(tensor.contiguous().numpy(), value)
+    return value
+
+
 # ---- The rows of a round -------------------------------------------------------------------------
 
 
@@ -756,7 +763,7 @@ def find_masks(run, masks):
     for round_ in tqdm(rounds, desc="checking masks", delay=1, leave=False):
         ticket = read_ticket(run, round_, masks)
         masks = ticket["masks"]
-        checksums.append(checksum(masks))
+        checksums.append(checksum(masks.values()))
     source = {}
     for name, value in ticket["args"].items():
         if name not in MAY_CHANGE_ON_RESUME and name != "seed":
@@ -771,19 +778,11 @@ def read_masks(run, round_, masks):
     Raises BadInput if they are not those that find_masks found, or cannot be used.
     """
     found = read_ticket(run, round_, masks)["masks"]
-    if checksum(found) != run.settings["masks_from_checksums"][round_]:
+    if checksum(found.values()) != run.settings["masks_from_checksums"][round_]:
         raise BadInput(
             f"the masks of {run.args.masks_from} have changed since this run started. {START_OVER}"
         )
     return found
-
-
-def checksum(masks):
-    """Return the CRC-32 of masks."""
-    value = 0
-    for mask in masks.values():
-        value = zlib.crc32(mask.contiguous().numpy(), value)
-    return value
 
 
 def read_ticket(run, round_, masks):

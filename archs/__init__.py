@@ -125,7 +125,7 @@ def load(dataset, data_dir, train):
             f"{dataset} has labels in {int(labels.min())}..{int(labels.max())}, "
             f"not in 0..{data.CLASSES - 1}, {files}"
         )
-    return images.contiguous(), labels.long().contiguous()
+    return images.contiguous(), labels.long()
 
 
 def _name(dtype):
