@@ -6,8 +6,9 @@ finds what `main.py` wrote under `dumps/`, whatever the number of rounds and see
 architecture and dataset it draws, and prints as a table,
 
 - test accuracy against the percentage of weights remaining;
-- early-stopping iteration, and accuracy there and at the end, as in the paper's Figure 4;
-- accuracy during training for some rounds, as in the paper's Figure 3.
+- early-stopping iteration, and test accuracy at early stopping and at the end, as in the paper's
+  Figure 4;
+- test accuracy during training for some rounds, as in the paper's Figure 3.
 
 Several seeds with the same settings give a mean and a range. Runs with different settings get a
 curve each. `main.py` draws the figures of single runs with the functions here.
@@ -31,12 +32,13 @@ import utils
 
 EARLY_STOPPING = {  # the arrays in the paper's Figure 4, and their axes
     "earlystop": "early-stopping iteration",
-    "earlystopaccuracy": "accuracy at early stopping (%)",
-    "finalaccuracy": "accuracy at the end (%)",
+    "earlystopaccuracy": "test accuracy at early stopping (%)",
+    "finalaccuracy": "test accuracy at the end (%)",
 }
-COLUMNS = {"bestaccuracy": "accuracy at best validation (%)", **EARLY_STOPPING}
+COLUMNS = {"bestaccuracy": "test accuracy at best validation (%)", **EARLY_STOPPING}
 COLOURS = [f"C{i}" for i in range(10)]
 MARKERS = "osD^vPX<>*d"
+SHOWN = "mean and range (band or bars) over seeds"
 TRAINING_POINTS = 50  # of a curve over a round; more would show the noise of evaluations
 
 
@@ -296,7 +298,8 @@ def draw_run(files):
     for round_ in range(files.rounds()):
         if not files.figure(f"LossVsAccuracy_{round_}").exists():
             draw_round(files, round_)
-    runs = pd.DataFrame({"curve": files.prune_type, **read_run(files.prune_type, files.dumps)})
+    run = read_run(files.prune_type, files.dumps)
+    runs = pd.DataFrame({"curve": files.prune_type, "seed": files.seed, **run})
     plot_accuracy(files.figure("AccuracyVsWeights"), runs, files.title)
 
 
@@ -309,12 +312,15 @@ def draw_round(files, round_):
     end = rows[-1]["iteration"] / steps  # in epochs; the last epoch may be incomplete
     loss_points = [(min(epoch, end), loss) for epoch, loss in enumerate(losses, start=1)]
     accuracy_points = [(row["iteration"] / steps, row["test_accuracy"]) for row in rows]
-    plot_round(files.figure(f"LossVsAccuracy_{round_}"), loss_points, accuracy_points)
+    remaining = rows[-1]["weights_remaining"]
+    title = f"{files.prune_type}, {files.title}\nround {round_}, {remaining:.2f}% of the weights"
+    plot_round(files.figure(f"LossVsAccuracy_{round_}"), loss_points, accuracy_points, title)
 
 
-def plot_round(path, losses, accuracies):
+def plot_round(path, losses, accuracies, title):
     """Plot a round's training losses and test accuracies, two lists of (epochs, value)."""
     with figure(path, rows=2) as ((above, below), _):
+        above.set_title(title)
         for axes, points in ((above, losses), (below, accuracies)):
             marker = "o" if len(points) <= 30 else None
             axes.plot(*zip(*points, strict=True), marker=marker)
@@ -330,8 +336,7 @@ def plot_accuracy(path, runs, title, shared=False):
     """
     with figure(path, shared=shared) as ((axes,), sns):
         plot_curves(axes, sns, runs, "bestaccuracy")
-        axes.legend(title=title)
-        axes.set_ylabel("test accuracy (%)")
+        legend_above(axes, with_seeds(runs), title)
 
 
 # ---- The figures of several runs -----------------------------------------------------------------
@@ -344,20 +349,23 @@ def draw_experiment(args, place, runs, names):
     title = f"{arch_type}, {dataset}"
     path = folder / f"combined_{arch_type}_{dataset}.png"
     plot_accuracy(path, runs, title, shared=True)
-    print(f"{path}: {describe(runs)}")
+    print(f"{path}: test accuracy at best validation, {SHOWN}; {describe(runs)}")
 
     complete = runs.dropna()
     if not complete.empty:
         path = folder / f"earlystop_{arch_type}_{dataset}.png"
         plot_early_stopping(path, complete, title)
-        print(f"{path}: early stopping and the end of training")
+        print(f"{path}: early stopping and the end of training, {SHOWN}")
 
     training = read_training(names, args.rounds)
     if not training.empty:
         path = folder / f"training_{arch_type}_{dataset}.png"
         plot_training(path, training, title)
         rounds = ", ".join(map(str, sorted(training["round"].unique())))
-        print(f"{path}: accuracy during training in rounds {rounds}")
+        print(
+            f"{path}: test accuracy while rounds {rounds} train, {SHOWN}; "
+            f"each point is the mean over 1/{TRAINING_POINTS} of the longest round"
+        )
 
 
 def describe(runs):
@@ -379,10 +387,9 @@ def describe(runs):
 def plot_early_stopping(path, runs, title):
     """Plot the panels of the paper's Figure 4 in a column: means, with bars for the range."""
     with figure(path, rows=3, shared=True) as (panels, sns):
-        for axes, (name, label) in zip(panels, EARLY_STOPPING.items(), strict=True):
+        for axes, name in zip(panels, EARLY_STOPPING, strict=True):
             plot_curves(axes, sns, runs, name, err_style="bars", legend=axes is panels[0])
-            axes.set_ylabel(textwrap.fill(label, 18))
-        panels[0].legend(title=title)
+        legend_above(panels[0], with_seeds(runs), title)
 
 
 def plot_training(path, rows, title):
@@ -390,10 +397,12 @@ def plot_training(path, rows, title):
 
     `rows` is the DataFrame of read_training.
     """
-    width = max(1, rows["iteration"].max() / TRAINING_POINTS)
-    rows["iteration"] = (rows["iteration"] / width).apply(math.ceil) * width
-    groups = rows.groupby(["curve", "seed", "round", "iteration"], sort=False)
-    rows = groups.mean().reset_index()
+    width = rows["iteration"].max() / TRAINING_POINTS
+    rows["part"] = (rows["iteration"] / width).apply(math.ceil)
+    rows = rows.groupby(["curve", "seed", "round", "part"], sort=False).mean().reset_index()
+    # The last part of an unfinished round may have fewer evaluations than that of other seeds.
+    parts = rows.groupby(["curve", "round", "part"])
+    rows["iteration"] = parts["iteration"].transform("mean")
     labels = round_labels(rows)
     rows["remaining"] = rows["round"].map(labels)
     curves = rows["curve"].unique()
@@ -416,17 +425,9 @@ def plot_training(path, rows, title):
                 legend=axes is panels[0],
                 ax=axes,
             )
-            name = curve.replace(", ", "\n")
+            name = with_seeds(points)[curve].replace(", ", "\n")
             axes.set(xlabel="iteration", ylabel=f"{name}\ntest accuracy (%)", ylim=limits)
-        handles, texts = panels[0].get_legend_handles_labels()
-        panels[0].get_legend().remove()
-        panels[0].figure.legend(  # outside the panels, where it covers no curve
-            handles,
-            texts,
-            title=f"{title}: weights remaining (%)",
-            ncols=4,
-            loc="outside upper center",
-        )
+        legend_above(panels[0], {}, f"{title}: weights remaining (%)", ncols=4)
 
 
 def round_labels(rows):
@@ -464,8 +465,28 @@ def figure(path, rows=1, shared=False):
     fig.clear()  # reference cycles would keep each figure's pixels in memory
 
 
+def with_seeds(runs):
+    """Return the name of each curve with its number of seeds, such as {"lt": "lt (3 seeds)"}."""
+    seeds = runs.groupby("curve")["seed"].nunique()
+    return {curve: f"{curve} ({utils.plural(n, 'seed')})" for curve, n in seeds.items()}
+
+
+def legend_above(axes, texts, title, ncols=1):
+    """Move the legend of some axes above all panels, where it covers no curve.
+
+    `texts` is {label: text in the legend}, as far as they differ.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [textwrap.fill(texts.get(label, label), 44) for label in labels]
+    axes.get_legend().remove()
+    fig = axes.figure
+    fig.legend(handles, labels, title=title, ncols=ncols, loc="outside upper center")
+    lines = 1 + math.ceil(len("\n".join(labels).splitlines()) / ncols)
+    fig.set_figheight(fig.get_figheight() + 0.2 * lines)  # so that the panels keep their height
+
+
 def plot_curves(axes, sns, runs, column, **options):
-    """Plot a column of `runs` against the percentage of weights remaining, with means and ranges.
+    """Plot one of COLUMNS against the percentage of weights remaining, with means and ranges.
 
     With global pruning, seeds may keep a few weights more or less in a round, so all of them are
     drawn at their mean percentage. The prune types have the same colours and markers in all
@@ -491,6 +512,7 @@ def plot_curves(axes, sns, runs, column, **options):
         ax=axes,
         **options,
     )
+    axes.set_ylabel(textwrap.fill(COLUMNS[column], 20))
     if not percents.isna().all():
         set_percent_axis(axes, percents)
 

@@ -362,11 +362,13 @@ class Files:
 
     def __init__(self, args, prune_type=None):
         self.prune_type = prune_type or args.prune_type
+        self.seed = args.seed
         self.title = f"{args.arch_type}, {args.dataset}"  # of figures
         root = Path(args.output_dir)
         place = Path(args.arch_type, args.dataset)
         if args.seed:
             place /= f"seed{args.seed}"
+            self.title += f", seed {args.seed}"
         self.dumps = root / "dumps/lt" / place
         self.saves = root / "saves" / place
         self.plots = root / "plots/lt" / place

@@ -66,8 +66,12 @@ def test_all_results_are_found(tmp_path, drawn, capsys):
     }
     assert [kind for kind, _, _ in drawn["combined_fc1_mnist.png"]] == ["lt"] * 3 + ["reinit"] * 2
     output = capsys.readouterr().out
-    assert "combined_lenet5_cifar10.png: lt with 1 round and 1 seed (not run yet: reinit)" in output
-    assert "combined_fc1_digits.png: reinit with 2 rounds and 1 seed (not run yet: lt)" in output
+    caption = "test accuracy at best validation, mean and range (band or bars) over seeds;"
+    for line in (
+        f"combined_lenet5_cifar10.png: {caption} lt with 1 round and 1 seed (not run yet: reinit)",
+        f"combined_fc1_digits.png: {caption} reinit with 2 rounds and 1 seed (not run yet: lt)",
+    ):
+        assert line in output
     for name in drawn:
         png_size(tmp_path / "plots/lt/combined_plots" / name)
 
@@ -171,6 +175,7 @@ def figures(monkeypatch):
         if path.suffix == ".png":
             found[path.name] = [
                 {
+                    "title": axes.get_title(),
                     "label": axes.get_ylabel().replace("\n", " "),
                     "lines": [
                         tuple(map(list, line.get_data()))
@@ -204,10 +209,11 @@ def test_early_stopping_is_drawn_as_in_the_papers_figure_4(experiment, figures):
     panels = figures["earlystop_fc1_mnist.png"]
     assert [panel["label"] for panel in panels] == [
         "early-stopping iteration",
-        "accuracy at early stopping (%)",
-        "accuracy at the end (%)",
+        "test accuracy at early stopping (%)",
+        "test accuracy at the end (%)",
     ]
-    assert panels[0]["legend"] == ["lt", "random"]
+    assert panels[0]["legend"] == ["lt (2 seeds)", "random (1 seed)"]
+    assert all(panel["clear"] for panel in panels), "the legend covers curves"
     expected = ([(400, 600), (97.5, 96.5), (98, 97)], [(900, 600), (94, 95), (95, 96)])
     for index, panel in enumerate(panels):
         assert panel["x"] == ("log", True)
@@ -224,11 +230,12 @@ def test_early_stopping_is_drawn_as_in_the_papers_figure_4(experiment, figures):
 def test_training_is_drawn_for_chosen_rounds_as_in_figure_3(experiment, figures):
     combine(experiment, "--rounds=1,7")
     lt, random = figures["training_fc1_mnist.png"]
-    assert (lt["label"], random["label"]) == ("lt test accuracy (%)", "random test accuracy (%)")
+    assert lt["label"] == "lt (2 seeds) test accuracy (%)"
+    assert random["label"] == "random (1 seed) test accuracy (%)"
     assert lt["legend"] == ["80"]
     assert lt["clear"], "the legend covers curves"
     ((x, y),) = lt["lines"]
-    assert x == pytest.approx([100, 200, 300, 400], abs=8)  # rounded to fiftieths
+    assert x == [100, 200, 300, 400], "not where they were measured"
     assert y == pytest.approx([91.75, 92, 92.25, 92.5])
     assert random["lines"][0][1] == pytest.approx([91.25, 91.5, 91.75, 92])
     combine(experiment)
@@ -258,8 +265,21 @@ def test_a_long_round_is_drawn_as_fifty_means(tmp_path, figures):
     (folder / "lt_log.jsonl").write_text("\n".join(map(json.dumps, rows)))
     combine(tmp_path)
     ((x, y),) = figures["training_fc1_mnist.png"][0]["lines"]
-    assert x == pytest.approx(range(100, 5001, 100))
+    assert x == pytest.approx(range(55, 5000, 100)), "not at the mean iteration of each part"
     assert y == pytest.approx([95] * 50)
+
+
+def test_seeds_that_are_not_equally_far_have_the_same_points(tmp_path, figures):
+    """The first seed has finished a round, the second one is within it."""
+    row = {"round": 0, "epoch": 1, "weights_remaining": 100.0}
+    for seed, end in enumerate((1000, 245)):
+        folder = tmp_path / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
+        iterations = range(5, end + 1, 5)
+        write_log(folder, [row | {"iteration": i, "test_accuracy": 90 + seed} for i in iterations])
+    combine(tmp_path)
+    ((x, y),) = figures["training_fc1_mnist.png"][0]["lines"]
+    assert len(x) == 50
+    assert y == [90.5] * 13 + [90] * 37
 
 
 def test_the_table_has_mean_and_range_on_screen_and_in_the_file(experiment, capsys, tmp_path):
@@ -355,11 +375,14 @@ def test_two_processes_may_draw_at_once(experiment, monkeypatch):
 
 def test_a_rounds_figure_has_losses_above_accuracies(small_args, figures):
     """Losses come from the array, accuracies from the log. The last epoch is incomplete."""
-    args = small_args(max_iter=50, eval_iter=15, prune_iterations=2)
+    args = small_args(max_iter=50, eval_iter=15, prune_iterations=2, seed=3)
     main.main(args)
     for round_ in range(2):
         above, below = figures[f"lt_LossVsAccuracy_{round_}.png"]
         assert (above["label"], below["label"]) == ("training loss", "test accuracy (%)")
+        percent = ("100.00", "80.00")[round_]
+        title = f"lt, fc1, digits, seed 3\nround {round_}, {percent}% of the weights"
+        assert (above["title"], below["title"]) == (title, "")
         losses = np.load(utils.Files(args).array(f"all_loss_{round_}")).tolist()
         assert above["lines"] == [([1, 2, 2.5], losses)]
         rows = [
@@ -370,6 +393,8 @@ def test_a_rounds_figure_has_losses_above_accuracies(small_args, figures):
             ([row["iteration"] / 20 for row in rows], [row["test_accuracy"] for row in rows])
         ]
     (panel,) = figures["lt_AccuracyVsWeights.png"]
+    assert panel["label"] == "test accuracy at best validation (%)"
+    assert panel["legend"] == ["lt (1 seed)"]
     ((x, y),) = panel["lines"]
     assert x == pytest.approx([80, 100])
     assert y == np.load(utils.Files(args).array("bestaccuracy")).tolist()[::-1]
@@ -392,7 +417,7 @@ def test_a_round_is_drawn_only_if_its_figure_is_missing(small_args, figures):
 
 
 def test_a_single_epoch_is_visible(tmp_path):
-    combine_plots.plot_round(tmp_path / "round.png", [(1, 0.5)], [(1, 90)])
+    combine_plots.plot_round(tmp_path / "round.png", [(1, 0.5)], [(1, 90)], "title")
     red, _, blue, _ = np.moveaxis(imread(tmp_path / "round.png"), 2, 0)
     above, below = np.array_split(blue - red > 0.3, 2)
     assert above.any()
@@ -435,7 +460,7 @@ def test_seeds_with_different_settings_are_never_averaged(tmp_path, figures, cap
     )
     (panel,) = figures["combined_fc1_mnist.png"]
     assert sorted(y for _, y in panel["lines"] if y) == [[46], [87]]
-    assert panel["legend"] == ["lt, end_iter=1", "lt, end_iter=5"]
+    assert panel["legend"] == ["lt, end_iter=1 (1 seed)", "lt, end_iter=5 (2 seeds)"]
     with (tmp_path / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     columns = ("prune_type", "curve", "trials")
