@@ -550,8 +550,8 @@ def parse_args(argv=None):
         help="draw only this architecture (default: all%(default).0s)")
     add("--dataset", metavar="NAME",
         help="draw only this dataset (default: all%(default).0s)")
-    add("--rounds", default=[0, 3, 7, 15], type=utils.numbers("[0, inf)"), metavar="N,...",
-        help="rounds whose training is drawn")
+    add("--rounds", default="0,3,7,15", type=utils.numbers("[0, inf)"), metavar="N,...",
+        help="comma-separated rounds whose training is drawn")
     add("--csv", type=utils.folder, metavar="FILE",
         help="also write the table to a file (default: none%(default).0s)")
     add("--output_dir", default=".", type=utils.folder, metavar="DIR",

@@ -945,7 +945,7 @@ def add_flags(parser):
     # fmt: off
     add = parser.add_argument_group("experiment").add_argument
     add("--prune_type", default="lt", choices=utils.PRUNE_TYPES,
-        help="lt: reset the survivors to their original weights; reinit: to new random weights;"
+        help="lt: reset the survivors to their initial weights; reinit: to new random weights;"
              " random: as lt, but choose the survivors at random")
     add("--dataset", default="mnist", choices=archs.datasets(),
         help="digits comes with the code, the others are downloaded")
@@ -960,7 +960,8 @@ def add_flags(parser):
     add("--prune_percent", default=10.0, type=number(float, "(0, 100)"), metavar="P",
         help="percent of the surviving weights pruned per round")
     add("--prune_percent_conv", type=share, metavar="P",
-        help="the same for convolutions (default: --prune_percent%(default).0s)")
+        help="the same for convolutions; 0 leaves them dense"
+             " (default: --prune_percent%(default).0s)")
     add("--prune_percent_downsample", type=share, metavar="P",
         help="the same for layers in modules named downsample, which are the shortcuts of residual"
              " networks (default: --prune_percent_conv%(default).0s)")
@@ -977,16 +978,16 @@ def add_flags(parser):
 
     add = parser.add_argument_group("training").add_argument
     add("--optimizer", default="adam", choices=["adam", "sgd"],
-        help="optimizer, with torch's default constants")
+        help="optimizer; constants without a flag are torch's defaults")
     add("--lr", default=1.2e-3, type=rate, metavar="X",
         help="learning rate")
     add("--momentum", default=0.9, type=number(float, "[0, 1)"), metavar="X",
         help="momentum of SGD")
     add("--weight_decay", default=0.0, type=number(float, "[0, inf)"), metavar="X",
-        help="L2 penalty")
+        help="factor of the L2 penalty")
     add("--lr_milestones", default=[], type=utils.numbers("[1, 1e9)"), metavar="N,...",
-        help="iterations after which the learning rate is multiplied by --lr_gamma,"
-             " comma-separated (default: none%(default).0s)")
+        help="comma-separated iterations after which the learning rate is multiplied by --lr_gamma"
+             " (default: none%(default).0s)")
     add("--lr_gamma", default=0.1, type=number(float, "(0, 1)"), metavar="X",
         help="factor of the learning rate at each milestone")
     add("--warmup_iter", default=0, type=size, metavar="N",
@@ -1003,7 +1004,7 @@ def add_flags(parser):
         help="held-out training examples, used to select the best evaluation; 0 selects on the"
              " test set (default: the dataset's, usually 5000%(default).0s)")
     add("--valid_freq", default=1, type=count, metavar="N",
-        help="epochs between evaluations")
+        help="epochs between evaluations; the end of a round is always evaluated")
     add("--eval_iter", default=0, type=size, metavar="N",
         help="also evaluate every N iterations; 0: off")
 

@@ -13,7 +13,7 @@ import archs
 import combine_plots
 import main
 import utils
-from conftest import arrays, command, png_size
+from conftest import ROOT, arrays, command, png_size
 
 QUICK = ("main.py", "--dataset=digits", "--prune_percent=20", "--gpu=cpu")
 
@@ -86,6 +86,21 @@ def test_exactly_the_files_of_the_contract_exist(output):
         "runs/fc1/digits/lt",
         "runs/fc1/digits/reinit",
     }
+
+
+def test_the_page_of_files_lists_all_files_and_no_others(output):
+    page = (ROOT / "docs/files.md").read_text()
+    patterns = {}
+    for path in re.findall(r"^\| `(.*?)` \|", page.partition("\n## ")[0], re.MULTILINE):
+        pattern = re.escape(path)
+        for name, values in (("type", "(lt|reinit)"), ("round", r"\d+"), ("arch", "fc1")):
+            pattern = pattern.replace(f"<{name}>", values)
+        patterns[path] = pattern.replace("<dataset>", "digits") + (".*" if path[-1] == "/" else "")
+    found = [str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()]
+    for path in found:
+        assert any(re.fullmatch(pattern, path) for pattern in patterns.values()), path
+    for path, pattern in patterns.items():
+        assert any(re.fullmatch(pattern, name) for name in found), path
 
 
 def test_arrays_load_with_and_without_allow_pickle(output):

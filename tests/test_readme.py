@@ -1,22 +1,27 @@
-"""The README is true: its recipes work as printed, and it lists every flag with its default."""
+"""README and docs are true: their code and commands work as printed, and they list every flag."""
 
+import os
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
+import archs
 import combine_plots
 import main
 import utils
 from conftest import ROOT, command
 
-README = (ROOT / "README.md").read_text()
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+README = PAGES[0].read_text()
+DEVELOPMENT = (ROOT / "docs/development.md").read_text()
 
 
-def block(language, after):
-    """Return the first code block of a language after some text in README."""
-    return re.search(rf"```{language}\n(.*?)```", README[README.index(after) :], re.DOTALL)[1]
+def block(language, page, after):
+    """Return the first code block of a language after some text on a page."""
+    return re.search(rf"```{language}\n(.*?)```", page[page.index(after) :], re.DOTALL)[1]
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ model(x)
 layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in kept}
 print([int((layers[name].weight != 0).sum()) - n for name, n in kept.items()])
 """
-    result = command("-c", block("python", "## Use a ticket") + more, cwd=scratch)
+    result = command("-c", block("python", README, "## Using a ticket") + more, cwd=scratch)
     assert result.returncode == 0, result.stderr
     difference, counts = result.stdout.splitlines()
     assert abs(float(difference)) < 0.3  # rounding may decide a tie differently
@@ -58,15 +63,17 @@ print([int((layers[name].weight != 0).sum()) - n for name, n in kept.items()])
 
 
 def test_adding_an_architecture(scratch, capsys):
-    (scratch / "archs/common/wide.py").write_text(block("python", "An architecture is one file"))
+    code = block("python", README, "An architecture is one file")
+    (scratch / "archs/common/wide.py").write_text(code)
     run("--dataset=digits", "--arch_type=wide", "--prune_iterations=2")
     assert "392000      352800    90.00" in capsys.readouterr().out
     assert "wide" in command("main.py", "--help", cwd=scratch).stdout
 
 
 def test_initializing_an_architecture(scratch):
-    text = block("python", "An architecture is one file") + block("python", "define `initialize(")
-    (scratch / "archs/common/wide.py").write_text(text)
+    network = block("python", README, "An architecture is one file")
+    initialize = block("python", DEVELOPMENT, "To initialize a network")
+    (scratch / "archs/common/wide.py").write_text(network + initialize)
     args = main.parse_args(["--dataset=digits", "--arch_type=wide"])
     for round_ in range(2):
         weight = main.new_model(args, round_).state_dict()["1.weight"]
@@ -76,7 +83,7 @@ def test_initializing_an_architecture(scratch):
 def test_adding_a_dataset(scratch):
     folder = scratch / "archs/letters"
     folder.mkdir()
-    (folder / "__init__.py").write_text(block("python", "A dataset is one folder"))
+    (folder / "__init__.py").write_text(block("python", DEVELOPMENT, "A dataset is one folder"))
     (scratch / "data").mkdir()
     random, parts = np.random.default_rng(0), {}
     for part, n in (("train", 300), ("test", 50)):
@@ -87,38 +94,115 @@ def test_adding_a_dataset(scratch):
     np.savez(scratch / "data/letters.npz", **parts)
     for arch_type in ("fc1", "lenet5"):
         run("--dataset=letters", f"--arch_type={arch_type}", "--prune_iterations=2")
-    statistics = re.search(r'python3 (-c) "(.*?)"', block("sh", "This prints the mean"))
+    statistics = re.search(
+        r'python3 (-c) "(.*?)"', block("sh", DEVELOPMENT, "This prints the mean")
+    )
     result = command(*statistics.groups(), cwd=scratch)
     mean, std = re.findall(r"tensor\(\[([\d.]+)\]\)", result.stdout)
     assert float(mean) == pytest.approx(0.5, abs=0.01)
     assert float(std) == pytest.approx(0.29, abs=0.01)
 
 
-def test_the_table_has_every_flag_with_its_default():
-    table = dict(re.findall(r"^\| `--(\w+)` \| (.*?) \|", README, re.MULTILINE))
+def help_text(parse_args, monkeypatch, capsys):
+    """Return all flags as `--help` shows them, in one line."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    text = capsys.readouterr().out
+    flags = text[text.index("\n  --") :].splitlines()
+    return " ".join(" ".join(line for line in flags if line.startswith("  ")).split())
+
+
+@pytest.mark.parametrize("program", [main, combine_plots])
+def test_the_page_of_flags_is_equal_to_the_help(program, monkeypatch, capsys):
+    page = (ROOT / "docs/flags.md").read_text()
+    section = page.partition(f"\n## {program.__name__}.py\n")[2].partition("\n## ")[0]
+    shown = []
+    for row in re.findall(r"^\| `--.*", section, re.MULTILINE):
+        flag, values, default, meaning = row.replace("`", "").strip("| ").split(" | ")
+        if ", " in values or values == "lt":
+            values = f"{{{values.replace(', ', ',')}}}"
+        default = "False" if default == "off" else default
+        shown += [flag, *values.split(), meaning, f"(default: {default})"]
+    assert " ".join(shown) == help_text(program.parse_args, monkeypatch, capsys)
+
+
+def test_the_readme_has_the_defaults_and_all_names():
+    rows = re.findall(r"^\| `--(\w+)` \| `(.*?)` \| (.*) \|$", README, re.MULTILINE)
+    assert len(rows) == 10
     defaults = vars(main.parse_args([]))
-    assert set(table) == set(defaults)
-    words = {"val_size": "the dataset's", "masks_from": "none", "lr_milestones": "none"}
-    words["threads"] = "OMP_NUM_THREADS"
-    words |= {f"prune_percent_{layer}": "--prune_percent" for layer in ("conv", "output")}
-    words["prune_percent_downsample"] = "--prune_percent_conv"
-    for flag, default in defaults.items():
-        shown = table[flag].strip("`")
-        if flag in words or default is False:
-            assert shown == words.get(flag, "off")
-        else:
-            assert type(default)(shown) == default, flag
+    for flag, shown, _ in rows:
+        assert type(defaults[flag])(shown) == defaults[flag], flag
+    meanings = {flag: re.findall(r"`(\w+)`", meaning) for flag, _, meaning in rows}
+    assert sorted(meanings["dataset"]) == archs.datasets()
+    assert sorted(meanings["arch_type"]) == archs.architectures()
+    assert set(meanings["prune_type"]) == set(utils.PRUNE_TYPES)
 
 
-def test_every_main_command_is_valid():
-    commands = re.findall(r"(?:python3|torchrun .*) main\.py ([^&\n`]*)", README)
+def test_all_flags_in_the_text_exist():
+    known = {*vars(main.parse_args([])), *vars(combine_plots.parse_args([]))}
+    known |= {"help", "device", "kills", "logdir"}
+    known |= {"standalone", "nproc", "max", "nnodes", "array", "cpus", "signal"}  # of launchers
+    for page in PAGES:
+        found = set(re.findall(r"--([a-z]\w*)", page.read_text()))
+        assert found <= known, page
+
+
+# A program that does nothing but write its name and its arguments to a file, in one line.
+STUB = r"""#!/bin/sh
+line=$(printf '%s\037' "${0##*/}" "$@")
+printf '%s\n' "$line" >> "$STARTED"
+"""
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """A function that runs a shell script and returns the commands it starts, without effects."""
+    for name in ("python3", "pip", "torchrun"):
+        (tmp_path / name).write_text(STUB)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("STARTED", str(tmp_path / "started"))
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("I", "1")
+
+    def run(script):
+        (tmp_path / "started").write_text("")
+        subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=60)
+        lines = (tmp_path / "started").read_text().splitlines()
+        return [line.rstrip("\x1f").split("\x1f") for line in lines]
+
+    return run
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_valid(page, started):
+    for script in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+        commands = started(script)
+        assert commands, script
+        for name, *args in commands:
+            if "main.py" in args:
+                assert name in ("python3", "torchrun")
+                main.parse_args(args[args.index("main.py") + 1 :])
+            elif args[0] == "combine_plots.py":
+                combine_plots.parse_args(args[1:])
+            elif args[0] == "-c":
+                compile(args[1], page.name, "exec")
+            else:
+                assert " ".join([name, *args]) in (
+                    "python3 -m venv .venv",
+                    "pip install -r requirements.txt",
+                    "python3 -m pytest",
+                )
+
+
+def test_every_recipe_is_valid():
     recipes = re.findall(r"^\| .* \| (?:the same and )?`(--.*)` \|$", README, re.MULTILINE)
-    assert len(commands) >= 4
     assert len(recipes) == 8
-    for flags in commands + recipes:
-        main.parse_args(
-            flags.replace("$type", "lt").replace("$seed", "1").replace("$((8 * I))", "8").split()
-        )
+    for flags in recipes:
+        main.parse_args(flags.split())
 
 
 def test_the_recipes_have_the_papers_percentages_and_learning_rates():
@@ -173,23 +257,11 @@ def anchors(page):
 
 
 def test_figures_and_links_exist():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for mark, link in re.findall(r"(!?)\[[^\]]*\]\((?!http)(.*?)\)", page.read_text()):
+    for page in PAGES:
+        for link in re.findall(r"\[[^\]]*\]\((?!http)(.*?)\)", page.read_text()):
             path, _, anchor = link.partition("#")
             target = page.parent / path if path else page
             assert target.exists(), link
             assert not anchor or anchor in anchors(target), link
-            assert not mark or target.read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_commands_in_the_results_are_valid():
-    page = (ROOT / "docs/results.md").read_text()
-    (common,) = re.findall(r'^flags="(.*)"$', page, re.MULTILINE)
-    commands = re.findall(r"python3 main\.py (.*)", page)
-    assert len(commands) == 4
-    for flags in commands:
-        for name, value in (("$flags", common), ("$type", "lt"), ("$seed", "1")):
-            flags = flags.replace(name, value)
-        main.parse_args(flags.split())
-    for flags in re.findall(r"python3 combine_plots\.py (.*)", page):
-        combine_plots.parse_args(flags.split())
+        for figure in re.findall(r'<img src="(.*?)"', page.read_text()):
+            assert (page.parent / figure).read_bytes().startswith(b"\x89PNG")
