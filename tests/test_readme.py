@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import archs
@@ -141,10 +142,11 @@ def test_the_readme_has_the_defaults_and_all_names():
 
 def test_all_flags_in_the_text_exist():
     known = {*vars(main.parse_args([])), *vars(combine_plots.parse_args([]))}
-    known |= {"help", "device", "kills", "logdir"}
-    known |= {"standalone", "nproc", "max", "nnodes", "array", "cpus", "signal"}  # of launchers
+    known |= {"help", "device", "kills", "logdir"}  # of argparse, of the tests, of TensorBoard
+    known |= {"standalone", "nproc-per-node", "max-restarts", "nnodes"}  # of torchrun
+    known |= {"array", "cpus-per-task", "signal"}  # of Slurm
     for page in PAGES:
-        found = set(re.findall(r"--([a-z]\w*)", page.read_text()))
+        found = set(re.findall(r"--([a-z][\w-]*)", page.read_text()))
         assert found <= known, page
 
 
@@ -265,3 +267,46 @@ def test_figures_and_links_exist():
             assert not anchor or anchor in anchors(target), link
         for figure in re.findall(r'<img src="(.*?)"', page.read_text()):
             assert (page.parent / figure).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_results_are_those_of_the_file():
+    table = pd.read_csv(ROOT / "docs/mnist_fc1.csv").set_index(["curve", "round"])
+
+    def shown(curve, column, percent):
+        rows = table.loc[curve]
+        row = rows.loc[(rows["weights_remaining"] - float(percent)).abs().idxmin()]
+        digits = 0 if column == "earlystop" else 2
+        values = row[[column, f"{column}_min", f"{column}_max"]]
+        return combine_plots.mean_and_range(*values, digits)
+
+    section = README.partition("\n## Results\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([\d.]+)% \| (.*) \|$", section, re.MULTILINE)
+    assert len(rows) == 6
+    for percent, cells in rows:
+        expected = [shown(curve, "earlystop", percent) for curve in ("lt", "reinit")]
+        for curve in ("lt", "reinit", "random"):
+            expected.append(shown(curve, "earlystopaccuracy", percent))
+        assert cells.split(" | ") == expected
+    for column, place in (
+        ("bestaccuracy", "best validation"),
+        ("earlystopaccuracy", "early stopping"),
+    ):
+        assert f"{shown('lt', column, 100)[:5]}% at {place}" in " ".join(section.split())
+
+    page = (ROOT / "docs/results.md").read_text().partition("\n### All rounds\n")[2]
+    rows = re.findall(r"^\| ([\d.]*)%? \| (early|test).*? \| (.* \| .* \| .*) \|$", page, re.M)
+    assert len(rows) == 3 * 17
+    for i, (_, _, cells) in enumerate(rows):
+        percent = rows[i - i % 3][0]
+        column = ("earlystop", "earlystopaccuracy", "finalaccuracy")[i % 3]
+        assert cells.split(" | ") == [shown(c, column, percent) for c in ("lt", "reinit", "random")]
+
+
+def test_the_readme_has_the_ratios_of_the_page_on_speed():
+    section = README.partition("\n## Speed\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .* \| \d \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", section, re.M)
+    page = (ROOT / "docs/speed.md").read_text()
+    cell = r"([\d.]+)(?: \(.*?\))?"
+    measured = re.findall(rf"^\| .* \| ([\d.]+) \| {cell} \| {cell} \| {cell} \|$", page, re.M)
+    assert rows == [row[:3] for row in measured[:5]]
+    assert len(rows) == 5
