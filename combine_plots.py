@@ -363,7 +363,7 @@ def draw_experiment(args, place, runs, names):
         plot_training(path, training, title)
         rounds = ", ".join(map(str, sorted(training["round"].unique())))
         print(
-            f"{path}: test accuracy while rounds {rounds} train, {SHOWN}; "
+            f"{path}: test accuracy during training (rounds {rounds}), {SHOWN}; "
             f"each point is the mean over 1/{TRAINING_POINTS} of the longest round"
         )
 
@@ -397,7 +397,7 @@ def plot_training(path, rows, title):
 
     `rows` is the DataFrame of read_training.
     """
-    width = rows["iteration"].max() / TRAINING_POINTS
+    width = max(1, rows["iteration"].max() / TRAINING_POINTS)
     rows["part"] = (rows["iteration"] / width).apply(math.ceil)
     rows = rows.groupby(["curve", "seed", "round", "part"], sort=False).mean().reset_index()
     # The last part of an unfinished round may have fewer evaluations than that of other seeds.
