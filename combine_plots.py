@@ -395,7 +395,8 @@ def plot_early_stopping(path, runs, title):
 def plot_training(path, rows, title):
     """Plot test accuracy during training as in the paper's Figure 3, with a panel per curve.
 
-    `rows` is the DataFrame of read_training.
+    `rows` is the DataFrame of read_training. Evaluations within 1/TRAINING_POINTS of the longest
+    round are drawn as one point, at the mean of their iterations.
     """
     width = max(1, rows["iteration"].max() / TRAINING_POINTS)
     rows["part"] = (rows["iteration"] / width).apply(math.ceil)
