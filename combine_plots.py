@@ -38,7 +38,7 @@ EARLY_STOPPING = {  # the arrays in the paper's Figure 4, and their axes
 COLUMNS = {"bestaccuracy": "test accuracy at best validation (%)", **EARLY_STOPPING}
 COLOURS = [f"C{i}" for i in range(10)]
 MARKERS = "osD^vPX<>*d"
-SHOWN = "mean and range (band or bars) over seeds"
+OVER_SEEDS = "mean and range (band or bars) over seeds"
 TRAINING_POINTS = 50  # of a curve over a round; more would show the noise of evaluations
 
 
@@ -349,13 +349,13 @@ def draw_experiment(args, place, runs, names):
     title = f"{arch_type}, {dataset}"
     path = folder / f"combined_{arch_type}_{dataset}.png"
     plot_accuracy(path, runs, title, shared=True)
-    print(f"{path}: test accuracy at best validation, {SHOWN}; {describe(runs)}")
+    print(f"{path}: test accuracy at best validation, {OVER_SEEDS}; {describe(runs)}")
 
     complete = runs.dropna()
     if not complete.empty:
         path = folder / f"earlystop_{arch_type}_{dataset}.png"
         plot_early_stopping(path, complete, title)
-        print(f"{path}: early stopping and the end of training, {SHOWN}")
+        print(f"{path}: early stopping and the end of training, {OVER_SEEDS}")
 
     training = read_training(names, args.rounds)
     if not training.empty:
@@ -363,7 +363,7 @@ def draw_experiment(args, place, runs, names):
         plot_training(path, training, title)
         rounds = ", ".join(map(str, sorted(training["round"].unique())))
         print(
-            f"{path}: test accuracy during training (rounds {rounds}), {SHOWN}; "
+            f"{path}: test accuracy during training (rounds {rounds}), {OVER_SEEDS}; "
             f"each point is the mean over 1/{TRAINING_POINTS} of the longest round"
         )
 
@@ -406,12 +406,12 @@ def plot_training(path, rows, title):
     rows["iteration"] = parts["iteration"].transform("mean")
     labels = round_labels(rows)
     rows["remaining"] = rows["round"].map(labels)
-    curves = rows["curve"].unique()
+    names = with_seeds(rows)
     # The first evaluations, far below the others, would leave no room for the differences.
     limits = (rows["test_accuracy"].quantile(0.03) - 0.1, rows["test_accuracy"].max() + 0.1)
 
-    with figure(path, rows=len(curves), shared=True) as (panels, sns):
-        for axes, curve in zip(panels, curves, strict=True):
+    with figure(path, rows=len(names), shared=True) as (panels, sns):
+        for axes, (curve, name) in zip(panels, names.items(), strict=True):
             points = rows[rows["curve"] == curve]
             longest = points.groupby(["seed", "round"]).size().max()
             marker = "o" if longest <= 10 else None  # a line of one point is invisible
@@ -426,8 +426,8 @@ def plot_training(path, rows, title):
                 legend=axes is panels[0],
                 ax=axes,
             )
-            name = with_seeds(points)[curve].replace(", ", "\n")
-            axes.set(xlabel="iteration", ylabel=f"{name}\ntest accuracy (%)", ylim=limits)
+            lines = name.replace(", ", "\n")
+            axes.set(xlabel="iteration", ylabel=f"{lines}\ntest accuracy (%)", ylim=limits)
         legend_above(panels[0], {}, f"{title}: weights remaining (%)", ncols=4)
 
 
@@ -468,22 +468,23 @@ def figure(path, rows=1, shared=False):
 
 def with_seeds(runs):
     """Return the name of each curve with its number of seeds, such as {"lt": "lt (3 seeds)"}."""
-    seeds = runs.groupby("curve")["seed"].nunique()
+    seeds = runs.groupby("curve", sort=False)["seed"].nunique()
     return {curve: f"{curve} ({utils.plural(n, 'seed')})" for curve, n in seeds.items()}
 
 
 def legend_above(axes, texts, title, ncols=1):
     """Move the legend of some axes above all panels, where it covers no curve.
 
-    `texts` is {label: text in the legend}, as far as they differ.
+    `texts` maps labels to the texts to show. Labels without one are shown as they are.
     """
     handles, labels = axes.get_legend_handles_labels()
-    labels = [textwrap.fill(texts.get(label, label), 44) for label in labels]
+    shown = [textwrap.fill(texts.get(label, label), 44) for label in labels]  # a column's width
     axes.get_legend().remove()
     fig = axes.figure
-    fig.legend(handles, labels, title=title, ncols=ncols, loc="outside upper center")
-    lines = 1 + math.ceil(len("\n".join(labels).splitlines()) / ncols)
-    fig.set_figheight(fig.get_figheight() + 0.2 * lines)  # so that the panels keep their height
+    fig.legend(handles, shown, title=title, ncols=ncols, loc="outside upper center")
+    lines = sum(1 + text.count("\n") for text in shown)
+    height = 0.2 * (1 + math.ceil(lines / ncols))  # inches, with the title
+    fig.set_figheight(fig.get_figheight() + height)  # the panels keep theirs
 
 
 def plot_curves(axes, sns, runs, column, **options):
