@@ -433,14 +433,8 @@ def check_iterations(args, examples):
 
 def hold_out(args, data):
     """Return the data of a trial: its seed chooses `--val_size` training examples for `val`."""
-    images, labels = data.train
-    seed_torch(args.seed)
-    order = torch.randperm(len(labels)).to(data.device)  # the same on every device
-    train, val = order.split([len(labels) - args.val_size, args.val_size])
-    data = dataclasses.replace(data, train=(images[train], labels[train]))
-    if args.val_size > 0:
-        data.val = (images[val], labels[val])
-    return data
+    train, val = archs.split(data.train, args.seed, args.val_size)
+    return dataclasses.replace(data, train=train, val=val if args.val_size else data.test)
 
 
 def iterations(args, examples):

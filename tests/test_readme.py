@@ -40,27 +40,34 @@ def run(*flags):
 
 def test_using_a_ticket(scratch):
     run("--dataset=digits", "--prune_iterations=8")
-    more = """
-kept = {name: int(mask.sum()) for name, mask in ticket["masks"].items()}
-images, labels = archs.load("digits", "data", train=False)
-facts = archs.facts("digits")
-mean = torch.tensor(facts.MEAN).view(-1, 1, 1)
-x = (images / 255 - mean) / torch.tensor(facts.STD).view(-1, 1, 1)
-print(100 * (model.eval()(x).argmax(1) == labels).double().mean().item() - ticket["test_accuracy"])
-optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-for _ in range(3):
-    optimizer.zero_grad()
-    torch.nn.functional.cross_entropy(model(x), labels).backward()
-    optimizer.step()
-model(x)
-layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in kept}
-print([int((layers[name].weight != 0).sum()) - n for name, n in kept.items()])
+    use = block("python", README, "## Using a ticket")
+    train = block("python", README, "keeps the pruned weights at zero")
+    measure = """
+def accuracy(images, labels):
+    hits = model((images / 255 - mean) / std).argmax(1) == labels
+    return 100 * hits.double().mean().item()
+
+
+def training_loss():
+    return torch.nn.functional.cross_entropy(model((images / 255 - mean) / std), labels).item()
+
+
+print(accuracy(*test) - ticket["test_accuracy"], training_loss())
+torch.manual_seed(0)
 """
-    result = command("-c", block("python", README, "## Using a ticket") + more, cwd=scratch)
+    start, loop = train.split("for batch", 1)
+    count = """
+print(training_loss())
+for name, mask in ticket["masks"].items():
+    weight = model.get_submodule(name.rpartition(".")[0]).weight
+    print(int((weight != 0).sum() - mask.sum()))
+"""
+    result = command("-c", f"{use}{start}{measure}for batch{loop}{count}", cwd=scratch)
     assert result.returncode == 0, result.stderr
-    difference, counts = result.stdout.splitlines()
-    assert abs(float(difference)) < 0.3  # rounding may decide a tie differently
-    assert counts == "[0, 0, 0]"
+    difference, before, after, *counts = map(float, result.stdout.split())
+    assert abs(difference) < 0.3  # rounding may decide a tie differently
+    assert after < before
+    assert counts == [0, 0, 0]
 
 
 def test_adding_an_architecture(scratch, capsys):
@@ -138,6 +145,19 @@ def test_the_readme_has_the_defaults_and_all_names():
     assert sorted(meanings["dataset"]) == archs.datasets()
     assert sorted(meanings["arch_type"]) == archs.architectures()
     assert set(meanings["prune_type"]) == set(utils.PRUNE_TYPES)
+
+
+def test_the_readme_has_the_rounds_for_wanted_percentages():
+    header = re.search(r"^\| to keep at most .*", README, re.MULTILINE)[0]
+    wanted = [float(percent) for percent in re.findall(r"(\d+)%", header)]
+    rows = re.findall(r"^\| `--prune_percent=(\d+)` \| (.*) \|$", README, re.MULTILINE)
+    assert len(rows) == 3
+    for percent, cells in rows:
+        percent = float(percent)
+        rounds = map(int, cells.split(" | "))
+        for remaining, n in zip(wanted, rounds, strict=True):
+            left = 100 * (1 - percent / 100) ** (n - 1)
+            assert left <= remaining < left / (1 - percent / 100)
 
 
 def test_all_flags_in_the_text_exist():

@@ -15,7 +15,7 @@ from torch import nn
 import archs
 import main
 import utils
-from conftest import arrays, small_data, small_network, train_plainly, trial_data
+from conftest import arrays, same, small_data, small_network, train_plainly, trial_data
 
 BATCH_NORM = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 
@@ -365,6 +365,23 @@ def test_trials_hold_out_different_examples(small_args):
     assert held_out[0] == held_out[2]
     assert len(held_out[0] & held_out[1]) < 60  # about 200 * 200 / 1437 by chance
     assert len(data.train[1]) == 1437, "the dataset was changed"
+
+
+@pytest.mark.parametrize("flags", [{}, {"seed": 7, "val_size": 300}, {"seed": 2, "val_size": 0}])
+def test_load_split_returns_the_examples_of_a_run(flags, small_args):
+    args = small_args(**flags)
+    data = trial_data(args)
+    torch.manual_seed(0)
+    train, val, test = archs.load_split("digits", args.data_dir, **flags)
+    assert torch.initial_seed() == 0, "it seeds torch's own generator"
+    assert same([*train, *val, *test], [*data.train, *data.val, *data.test])
+    assert (val is test) == (args.val_size == 0)
+
+
+@pytest.mark.parametrize("val_size", [-1, 1437])
+def test_load_split_refuses_impossible_sizes(val_size):
+    with pytest.raises(ValueError, match=rf"in \[0, 1437\), not {val_size}"):
+        archs.load_split("digits", "data", val_size=val_size)
 
 
 def test_without_validation_examples_the_test_set_selects(small_args, capsys):
