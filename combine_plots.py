@@ -6,15 +6,20 @@ finds what `main.py` wrote under `dumps/`, whatever the number of rounds and see
 architecture and dataset it draws, and prints as a table,
 
 - test accuracy against the percentage of weights remaining;
-- early-stopping iteration, and test accuracy at early stopping and at the end, as in the paper's
-  Figure 4;
+- early-stopping iteration, and test accuracy at early stopping and at the end of training, as in
+  the paper's Figure 4;
 - test accuracy during training for some rounds, as in the paper's Figure 3.
 
-Several seeds with the same settings give a mean and a range. Runs with different settings get a
-curve each. `main.py` draws the figures of single runs with the functions here.
+Seeds with the same settings give a mean and a range. Runs with different settings get a curve each,
+whether they are in one folder or in several:
+
+    python3 combine_plots.py --output_dir FOLDER1 FOLDER2 --baseline="lt, rewind_iter=0"
+
+`main.py` draws the figures of single runs with the functions here.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -28,98 +33,179 @@ import numpy as np
 
 import utils
 
-# matplotlib, pandas and seaborn take seconds to import, so functions that draw import them.
+# matplotlib, pandas, scipy and seaborn take seconds to import, so only functions import them.
 
 EARLY_STOPPING = {  # the arrays in the paper's Figure 4, and their axes
     "earlystop": "early-stopping iteration",
     "earlystopaccuracy": "test accuracy at early stopping (%)",
-    "finalaccuracy": "test accuracy at the end (%)",
+    "finalaccuracy": "test accuracy at the end of training (%)",
 }
 COLUMNS = {"bestaccuracy": "test accuracy at best validation (%)", **EARLY_STOPPING}
+LOGGED = ("round", "epoch", "iteration", "weights_remaining", "test_accuracy")
 COLOURS = [f"C{i}" for i in range(10)]
-MARKERS = "osD^vPX<>*d"
+MARKERS = "osD^v<>*dpH"  # filled ones
+MANY_CURVES = 6  # more need a figure as wide as a page, and bars instead of bands
 OVER_SEEDS = "mean and range (band or bars) over seeds"
 TRAINING_POINTS = 50  # of a curve over a round; more would show the noise of evaluations
+EQUAL_DENSITY = 1e-3  # relative: with global pruning, runs may keep a few weights more or less
+LINE = 20  # characters in a line of a header; two lines hold each of COLUMNS
 
 
 def main(args):
-    """Draw and tabulate all experiments. Raises utils.BadInput if there are no results."""
+    """Draw and tabulate all experiments. Raises utils.BadInput if the results do not allow it."""
     import pandas as pd
 
-    dumps = Path(args.output_dir) / "dumps" / "lt"
-    summaries = []
-    for place in sorted(dumps.glob("*/*")):
-        arch_type, dataset = place.parts[-2:]
-        if args.arch_type not in (None, arch_type) or args.dataset not in (None, dataset):
-            continue
-        runs, names = read_runs(place)
-        if not runs.empty:
-            draw_experiment(args, place, runs, names)
-            summaries.append(summary(arch_type, dataset, runs))
-            print(f"\n{as_text(summaries[-1])}\n")
+    tables = []
+    latex = []
+    experiments = read_experiments(args)
+    for runs, log in experiments:
+        draw_experiment(args, runs, log)
+        baseline = find_baseline(runs, args.baseline)
+        table = summary(runs, baseline)
+        tables.append(table)
+        print(f"\n{as_text(table, baseline)}\n")
+        if args.latex:
+            latex += as_latex(table, baseline, args.rounds)
 
-    if not summaries:
-        place = dumps / (args.arch_type or "<arch>") / (args.dataset or "<dataset>")
-        raise utils.BadInput(
-            f"nothing to draw: no results at {place}/<prune_type>_bestaccuracy.dat. "
-            "Run main.py first, or choose another --output_dir"
-        )
     if args.csv:
-        table = pd.concat(summaries)
-        utils.write(Path(args.csv), lambda file: table.to_csv(file, index=False), shared=True)
-        print(f"{args.csv}: the table")
+        write_text(args.csv, pd.concat(tables).to_csv(index=False))
+    if args.raw:
+        write_text(args.raw, pd.concat(runs for runs, _ in experiments).to_csv(index=False))
+    if args.latex:
+        write_text(args.latex, "\n".join(latex))
+
+
+def write_text(path, text):
+    """Write a table to a file, and print its path."""
+    utils.write(Path(path), lambda file: file.write(text.encode()), shared=True)
+    print(f"{path}: the table")
 
 
 # ---- Reading results -----------------------------------------------------------------------------
 
 
-def read_runs(place):
-    """Return all finished rounds of all runs in an experiment's folder, and the runs' curves.
+def read_experiments(args):
+    """Return what read_runs returns for each architecture and dataset, as a list.
 
-    The rounds are a DataFrame with the columns curve, seed, round, weights_remaining and COLUMNS.
-    The curves are {(prune type, folder): name}.
+    Raises utils.BadInput if there are no results, or if no curve is the `--baseline`.
+    """
+    places = {}
+    for files in find_runs(args):
+        places.setdefault((files.arch_type, files.dataset), []).append(files)
+    experiments = [read_runs(places[place]) for place in sorted(places)]
+    experiments = [(runs, log) for runs, log in experiments if not runs.empty]
+
+    if not experiments:
+        place = f"{args.arch_type or '<arch>'}/{args.dataset or '<dataset>'}"
+        places = [f"{folder}/dumps/lt/{place}" for folder in args.output_dir]
+        raise utils.BadInput(
+            f"nothing to draw: no results at {', '.join(places)}/<prune_type>_bestaccuracy.dat. "
+            "Run main.py first, or choose another --output_dir"
+        )
+    curves = dict.fromkeys(curve for runs, _ in experiments for curve in runs["curve"])
+    if args.baseline not in (None, *curves):
+        raise utils.BadInput(
+            f"--baseline={args.baseline!r} is not a curve: choose one of "
+            f"{', '.join(map(repr, curves))}"
+        )
+    return experiments
+
+
+def find_runs(args):
+    """Yield the utils.Files of all runs with results that the flags select."""
+    known = set()
+    for folder in args.output_dir:
+        found = [
+            files
+            for files in utils.find_results(folder)
+            if args.arch_type in (None, files.arch_type) and args.dataset in (None, files.dataset)
+        ]
+        path = Path(folder).resolve()
+        if path in known:
+            warn(f"{folder} is given twice")
+        elif found:
+            yield from found
+        elif len(args.output_dir) > 1:
+            warn(f"{folder} has no results")
+        known.add(path)
+
+
+def read_runs(found):
+    """Return all finished rounds and all evaluations of some runs, as two DataFrames.
+
+    The rounds have the columns arch_type, dataset, prune_type, curve; one for each setting in which
+    curves differ; seed, round, weights_remaining, COLUMNS; and earlystop_at_end, true if early
+    stopping is at the round's last evaluation. The evaluations have curve, seed and LOGGED.
     """
     import pandas as pd
 
-    columns = {}
-    folders = seed_folders(place)
-    for prune_type in utils.PRUNE_TYPES:
-        for folder in folders:
-            run = read_run(prune_type, folder)
-            if run is not None:
-                columns[prune_type, folder] = run
-    settings = {key: read_settings(*key) for key in columns}
-    names = curve_names(settings)
+    results = {}
+    for files in sorted(found, key=lambda files: utils.PRUNE_TYPES.index(files.prune_type)):
+        run = read_run(files)
+        if run is not None:
+            results[files] = run
+    recorded = {files: read_settings(files) for files in results}
+    settings = differing_settings(recorded)
+    curves = {}
+    for files in results:
+        parts = [f"{name}={value}" for name, value in settings[files].items()]
+        curves[files] = ", ".join([files.prune_type, *parts])
+    report_settings(recorded, curves)
 
-    if any("," in name for name in names.values()):
-        curves = "; ".join(dict.fromkeys(names.values()))
-        warn(f"{place} has runs with different settings, which are not averaged: {curves}")
-    unknown = [f"{key[0]} in {key[1]}" for key in settings if settings[key] is None]
-    if unknown:
-        warn(f"settings that cannot be read are treated as equal: {'; '.join(unknown)}")
-
+    names = dict.fromkeys(name for differing in settings.values() for name in differing)
     runs = []
-    for (prune_type, folder), run in columns.items():
-        name = names[prune_type, folder]
-        runs.append(pd.DataFrame({"curve": name, "seed": folders[folder], **run}))
+    logs = []
+    for files in without_copies(results, curves):
+        identity = {
+            "arch_type": files.arch_type,
+            "dataset": files.dataset,
+            "prune_type": files.prune_type,
+            "curve": curves[files],
+            **{name: settings[files].get(name, "") for name in names},
+            "seed": str(files.seed),  # the largest ones would become floats
+        }
+        log = read_log(files.log)
+        run = results[files]
+        last = run["round"].map(log.groupby("round")["iteration"].max())
+        runs.append(pd.DataFrame({**identity, **run, "earlystop_at_end": run["earlystop"] == last}))
+        logs.append(pd.DataFrame({**identity, **log}))
     if not runs:
-        return pd.DataFrame(), names
-    return pd.concat(runs, ignore_index=True), names
+        return pd.DataFrame(), pd.DataFrame()
+    return pd.concat(runs, ignore_index=True), pd.concat(logs, ignore_index=True)
 
 
-def seed_folders(place):
-    """Return the folders of an experiment's seeds, {folder: seed}, ordered by seed."""
-    seeds = {place: 0}
-    for folder in place.glob("seed*"):
-        match = re.fullmatch(r"seed([1-9]\d*)", folder.name)
-        if match and folder.is_dir():
-            seeds[folder] = int(match[1])
-    return dict(sorted(seeds.items(), key=lambda item: item[1]))
+def without_copies(results, curves):
+    """Return the runs, a list of utils.Files, without copies of a run in other folders.
+
+    `results` has what read_run returned for each of them, and `curves` their curves. Raises
+    utils.BadInput if runs cannot be told apart, although their results differ.
+    """
+    kept = {}
+    copies = []
+    for files in sorted(results, key=lambda files: -len(results[files])):  # copies may be older
+        original = kept.setdefault((curves[files], files.seed), files)
+        if original is files:
+            continue
+        if not results[files].equals(results[original].head(len(results[files]))):
+            raise utils.BadInput(
+                f"the {files.prune_type} runs in {original.dumps} and {files.dumps} have the same "
+                "settings and seed but different results, so they cannot be told apart. Give only "
+                "one of their folders to --output_dir"
+            )
+        copies.append(f"{files.prune_type} in {files.dumps}")
+    if copies:
+        warn(f"left out, because another folder has the same runs: {'; '.join(copies)}")
+    return [files for files in results if files in kept.values()]
 
 
-def read_run(prune_type, folder):
-    """Return the columns of a run, {name: a value per finished round}; None if it has none."""
-    paths = {name: folder / f"{prune_type}_{name}.dat" for name in ("compression", *COLUMNS)}
+def read_run(files):
+    """Return the finished rounds of a run, a DataFrame; None if it has none that can be read.
+
+    The columns are round, weights_remaining and COLUMNS.
+    """
+    import pandas as pd
+
+    paths = {name: files.array(name) for name in ("compression", *COLUMNS)}
     if not paths["compression"].exists() or not paths["bestaccuracy"].exists():
         return None
 
@@ -139,17 +225,33 @@ def read_run(prune_type, folder):
     columns = {"round": range(rounds), "weights_remaining": arrays["compression"][:rounds]}
     for name in COLUMNS:
         columns[name] = arrays[name][:rounds] if name in arrays else math.nan
-    return columns
+    return pd.DataFrame(columns)
 
 
-def read_settings(prune_type, folder):
+def read_log(path):
+    """Return the evaluations in a log, a DataFrame with the columns LOGGED."""
+    import pandas as pd
+
+    rows = []
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # main.py may be writing it
+            row = json.loads(line)
+            rows.append([float(row[name]) for name in LOGGED])
+    log = pd.DataFrame(rows, columns=LOGGED, dtype=float)
+    return log[np.isfinite(log).all(axis=1)].astype({"round": int})
+
+
+# ---- Settings and curves -------------------------------------------------------------------------
+
+
+def read_settings(files):
     """Return a run's settings and their defaults, two {flag: value}; None if they cannot be read.
 
     The settings include those of the run that made the masks, such as {"lt's lr": 0.1}.
     """
-    path = folder / f"{prune_type}_settings.json"
     try:
-        recorded = json.loads(path.read_text())
+        recorded = json.loads(files.settings.read_text())
         settings = comparable(recorded["settings"])
         source = comparable(settings.pop("masks_from_settings", {}))
         defaults = dict(recorded["defaults"])
@@ -157,7 +259,7 @@ def read_settings(prune_type, folder):
         return None
     if not settings.get("masks_from"):  # the run makes its own masks
         source = settings
-    maker = settings.get("masks_from") or prune_type
+    maker = settings.get("masks_from") or files.prune_type
     return settings | {f"{maker}'s {name}": source[name] for name in source}, defaults
 
 
@@ -172,35 +274,34 @@ def comparable(settings):
     return kept
 
 
-def curve_names(recorded):
-    """Return the name of each run's curve, {(prune type, folder): name}.
+def differing_settings(recorded):
+    """Return the settings in which runs differ, {utils.Files: {flag: text}}.
 
-    It is the prune type and the settings that differ between runs. A setting is left out if it
-    follows from another one in all runs. `recorded` has what read_settings returned for each run.
-    A setting missing from a run counts as its default, and runs without settings are one curve.
+    A setting is left out if it follows from another one in all runs. `recorded` has what
+    read_settings returned for each run. A setting missing from a run counts as its default, and
+    runs without settings are one curve.
     """
-    known = {key: found for key, found in recorded.items() if found}
+    known = {files: found for files, found in recorded.items() if found}
     relevant = {name for settings, _ in known.values() for name in settings}
     defaults = {}
     for _, found in known.values():
         defaults |= {name: found[name] for name in found if name in relevant}
     values = {}
-    for key, (settings, _) in known.items():
-        refused = utils.REFUSED.get(key[0], {})
+    for files, (settings, _) in known.items():
+        refused = utils.REFUSED.get(files.prune_type, {})
         complete = defaults | settings
-        values[key] = {name: complete[name] for name in complete if name not in refused}
+        values[files] = {name: complete[name] for name in complete if name not in refused}
 
-    names = {}
-    for key in recorded:
-        parts = [key[0]]
-        if key not in known and known:
-            parts.append("settings not known")
-        for name, value in values.get(key, {}).items():
+    differing = {}
+    for files in recorded:
+        differing[files] = {}
+        if files not in known and known:
+            differing[files]["settings"] = "unknown"
+        for name, value in values.get(files, {}).items():
             if differs(name, value, values) and not follows(name, values):
-                own_name = name.removeprefix(f"{key[0]}'s ")
-                parts.append(f"{own_name}={as_flag(value)}")
-        names[key] = ", ".join(dict.fromkeys(parts))
-    return names
+                own_name = name.removeprefix(f"{files.prune_type}'s ")
+                differing[files][own_name] = as_flag(value)
+    return differing
 
 
 def differs(name, value, values):
@@ -219,73 +320,198 @@ def as_flag(value):
     """Return a setting as text, as on the command line."""
     if isinstance(value, list):
         return ",".join(map(str, value))
-    return "none" if value is None else value
+    return "none" if value is None else str(value)
 
 
-def read_training(names, rounds):
-    """Return the evaluations in some rounds of all runs, a DataFrame with a row for each."""
-    import pandas as pd
-
-    rows = []
-    for (prune_type, folder), curve in names.items():
-        for row in read_log(folder / f"{prune_type}_log.jsonl"):
-            if row["round"] in rounds:
-                rows.append({"curve": curve, "seed": folder.name, **row})
-    return pd.DataFrame(rows)
-
-
-def read_log(path):
-    """Yield the evaluations in a log, {name: number}, as far as figures need them."""
-    if not path.exists():
-        return
-    names = ("round", "epoch", "iteration", "weights_remaining", "test_accuracy")
-    for line in path.read_text(errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # main.py may be writing it
-            row = json.loads(line)
-            values = {name: float(row[name]) for name in names}
-            if all(map(math.isfinite, values.values())):
-                yield values | {"round": row["round"]}
+def report_settings(recorded, curves):
+    """Warn if runs in one folder have different settings, or settings that cannot be read."""
+    folders = {files.root for files in recorded}
+    if len(folders) == 1 and any("," in curve for curve in curves.values()):
+        names = "; ".join(dict.fromkeys(curves.values()))
+        one = next(iter(recorded))
+        place = f"{one.arch_type}, {one.dataset}"
+        warn(f"{place}: runs with different settings are not averaged: {names}")
+    unknown = [f"{files.prune_type} in {files.dumps}" for files in recorded if not recorded[files]]
+    if unknown:
+        warn(f"settings that cannot be read are treated as equal: {'; '.join(unknown)}")
 
 
 def warn(message):
     print(f"combine_plots.py: {message}", file=sys.stderr)
 
 
-# ---- The table -----------------------------------------------------------------------------------
+# ---- Tables --------------------------------------------------------------------------------------
 
 
-def summary(arch_type, dataset, runs):
-    """Return a DataFrame with a row per curve and round: trials, and mean, min, max of COLUMNS."""
-    groups = runs.groupby(["curve", "round"], sort=False)
-    table = groups[[*COLUMNS]].agg(["mean", "min", "max"])
-    table.columns = ["_".join(names).removesuffix("_mean") for names in table.columns]
+def find_baseline(runs, wanted):
+    """Return the curve that differences are taken to: the wanted one, or the only one of lt.
+
+    Returns None if there is no such curve.
+    """
+    curves = runs["curve"].unique()
+    if wanted is None:
+        curves = runs.loc[runs["prune_type"] == "lt", "curve"].unique()
+        wanted = curves[0] if len(curves) == 1 else None
+    return wanted if wanted in curves else None
+
+
+def summary(runs, baseline):
+    """Return a DataFrame with a row per curve and round, and these columns for each of COLUMNS.
+
+    Over all trials: the mean (named like the column), _std, _min and _max. Over the pairs of trials
+    with the same seed: _difference, the mean difference to the baseline, and _difference_low and
+    _difference_high, its 95% confidence interval. `pairs` is their number, and
+    `earlystop_at_end` that of the trials whose early stopping is at the last evaluation.
+    """
+    names = [*runs.columns[: runs.columns.get_loc("seed")], "round"]
+    groups = runs.groupby(names, sort=False)
+    table = groups[[*COLUMNS]].agg(["mean", "std", "min", "max"])
+    table.columns = ["_".join(levels).removesuffix("_mean") for levels in table.columns]
     table.insert(0, "trials", groups.size())
     table.insert(0, "weights_remaining", groups["weights_remaining"].mean())
-    table = table.reset_index()
-    table.insert(0, "prune_type", table["curve"].str.split(", ").str[0])
-    table.insert(0, "dataset", dataset)
-    table.insert(0, "arch_type", arch_type)
-    return table
+    table["earlystop_at_end"] = groups["earlystop_at_end"].sum()
+    table = table.reset_index().merge(differences(runs, baseline), how="left")
+    return table.fillna({"pairs": 0}).astype({"pairs": int})
 
 
-def as_text(table):
-    """Return a summary as text, in which each mean is followed by its range."""
-    shown = table[["curve", "round", "weights_remaining", "trials"]]
-    shown = shown.rename(columns={"weights_remaining": "remaining (%)"})
-    for name, title in COLUMNS.items():
-        triples = table[[name, f"{name}_min", f"{name}_max"]].itertuples(index=False)
+def differences(runs, baseline):
+    """Return the part of a summary that compares the curves with the baseline.
+
+    Rounds are compared if their densities are equal. The confidence interval is that of a paired t
+    test: Student's t distribution, with one degree of freedom less than there are pairs. It needs
+    three pairs.
+    """
+    import pandas as pd
+    from scipy import stats
+
+    runs = runs[runs["weights_remaining"] > 0]
+    runs = runs.assign(density=np.log(runs["weights_remaining"])).sort_values("density")
+    reference = runs.loc[runs["curve"] == baseline, ["density", "seed", *COLUMNS]]
+    pairs = pd.merge_asof(
+        runs[runs["curve"] != baseline],
+        reference,
+        on="density",
+        by="seed",
+        direction="nearest",
+        tolerance=EQUAL_DENSITY,
+        suffixes=("", "_baseline"),
+    )
+    for name in COLUMNS:
+        pairs[name] -= pairs[f"{name}_baseline"]
+
+    groups = pairs.groupby(["curve", "round"])[[*COLUMNS]]
+    n = groups.count()
+    mean = groups.mean()
+    half = groups.sem().where(n >= 3) * stats.t.ppf(0.975, n - 1)
+    parts = {"pairs": n["bestaccuracy"]}
+    for name in COLUMNS:
+        parts[f"{name}_difference"] = mean[name]
+        parts[f"{name}_difference_low"] = mean[name] - half[name]
+        parts[f"{name}_difference_high"] = mean[name] + half[name]
+    return pd.DataFrame(parts).reset_index()
+
+
+def as_text(table, baseline):
+    """Return a summary as text for the terminal."""
+    lines = textwrap.wrap(caption(table, baseline, COLUMNS), 100)
+    cells = as_cells(table, COLUMNS)
+    return "\n".join([*lines, "", cells.to_string(index=False)])
+
+
+def as_latex(table, baseline, rounds):
+    """Return some rounds of a summary as LaTeX tables, a list with one for each of COLUMNS."""
+    table = table[table["round"].isin(rounds)]
+    tables = []
+    for name in COLUMNS:
+        if table[name].isna().all():
+            continue
+        cells = as_cells(table, [name]).map(with_symbols)
+        escaped = with_symbols(caption(table, baseline, [name]))
+        for character in "%_":
+            escaped = escaped.replace(character, f"\\{character}")
+        styler = cells.style.format(escape="latex-math").format_index(escape="latex-math", axis=1)
+        tables.append(
+            styler.hide(axis="index").to_latex(
+                caption=escaped,
+                column_format="l" + "r" * (cells.shape[1] - 1),
+                hrules=True,
+                position_float="centering",
+            )
+        )
+    return tables
+
+
+def caption(table, baseline, columns):
+    """Return what a table with some of COLUMNS shows, as sentences."""
+    arch_type, dataset = table[["arch_type", "dataset"]].iloc[0]
+    titles = "; ".join(COLUMNS[name] for name in columns)
+    text = f"{arch_type} on {dataset}: {titles}. Mean ± standard deviation over seeds."
+    if table["pairs"].any():
+        text += (
+            f" Differences are to {baseline} with the same seed at equal density, with their 95% "
+            "confidence intervals (t distribution) for three or more seeds."
+        )
+    if "earlystop" in columns and table["earlystop_at_end"].any():
+        text += (
+            " >=: at least one seed stopped early at its last evaluation, so its rounds may be too "
+            "short."
+        )
+    return text
+
+
+def as_cells(table, columns):
+    """Return the cells of a table with some of COLUMNS, a DataFrame of texts.
+
+    The headers have two lines.
+    """
+    import pandas as pd
+
+    cells = {}
+    for name in table.columns[: table.columns.get_loc("round") + 1]:
+        if name not in ("arch_type", "dataset", "curve"):
+            cells["", name] = table[name].astype(str)
+    cells["weights", "remaining (%)"] = table["weights_remaining"].map("{:.2f}".format)
+    cells["", "seeds"] = table["trials"].astype(str)
+    for name in columns:
+        title = COLUMNS[name]
         digits = 0 if name == "earlystop" else 2
-        shown[title] = [mean_and_range(*triple, digits) for triple in triples]
-    return shown.to_string(index=False, float_format="{:.2f}".format)
+        texts = []
+        for mean, std, at_end in table[[name, f"{name}_std", "earlystop_at_end"]].to_numpy():
+            bound = ">= " if name == "earlystop" and at_end else ""
+            texts.append(bound + mean_and_std(mean, std, digits))
+        cells[two_lines(title)] = texts
+
+        parts = table[[f"{name}_difference", f"{name}_difference_low", f"{name}_difference_high"]]
+        if parts.notna().any(axis=None):
+            title = re.sub("test accuracy|iteration", "difference", title)
+            cells[two_lines(title)] = [difference(*row, digits) for row in parts.to_numpy()]
+    return pd.DataFrame(cells, index=table.index)
 
 
-def mean_and_range(mean, low, high, digits):
+def mean_and_std(mean, std, digits):
     if math.isnan(mean):
         return "-"
     text = f"{mean:.{digits}f}"
-    if low < high:
-        text += f" ({low:.{digits}f} to {high:.{digits}f})"
-    return text
+    return text if math.isnan(std) else f"{text} ± {std:.{digits}f}"
+
+
+def difference(mean, low, high, digits):
+    if math.isnan(mean):
+        return "-"
+    text = f"{mean:+z.{digits}f}"
+    return text if math.isnan(low) else f"{text} [{low:+z.{digits}f}, {high:+z.{digits}f}]"
+
+
+def two_lines(title):
+    """Split a title into the two lines of a header."""
+    first, _, second = textwrap.fill(title, LINE).partition("\n")
+    return first, second
+
+
+def with_symbols(text):
+    """Return text with LaTeX's symbols for signs of numbers, >= and ±."""
+    text = re.sub(r"[+-](?=\d)", r"$\g<0>$", text)
+    return text.replace(">=", r"$\geq$").replace("±", r"$\pm$")
 
 
 # ---- The figures of a run ------------------------------------------------------------------------
@@ -293,26 +519,25 @@ def mean_and_range(mean, low, high, digits):
 
 def draw_run(files):
     """Draw the figure over all rounds of a run, and the figures of single rounds if missing."""
-    import pandas as pd
-
     for round_ in range(files.rounds()):
         if not files.figure(f"LossVsAccuracy_{round_}").exists():
             draw_round(files, round_)
-    run = read_run(files.prune_type, files.dumps)
-    runs = pd.DataFrame({"curve": files.prune_type, "seed": files.seed, **run})
+    runs = read_run(files).assign(curve=files.prune_type, seed=files.seed)
     plot_accuracy(files.figure("AccuracyVsWeights"), runs, files.title)
 
 
 def draw_round(files, round_):
     """Draw a round's training losses and test accuracies against the epoch."""
     losses = utils.read_array(files.array(f"all_loss_{round_}"))
-    rows = [row for row in read_log(files.log) if row["round"] == round_]
+    log = read_log(files.log)
+    rows = log[log["round"] == round_]
     # Iterations per epoch, from an evaluation at the end of one; others give less.
-    steps = max(row["iteration"] / row["epoch"] for row in rows)
-    end = rows[-1]["iteration"] / steps  # in epochs; the last epoch may be incomplete
+    steps = (rows["iteration"] / rows["epoch"]).max()
+    epochs = rows["iteration"] / steps
+    end = epochs.iloc[-1]  # the last epoch may be incomplete
     loss_points = [(min(epoch, end), loss) for epoch, loss in enumerate(losses, start=1)]
-    accuracy_points = [(row["iteration"] / steps, row["test_accuracy"]) for row in rows]
-    remaining = rows[-1]["weights_remaining"]
+    accuracy_points = list(zip(epochs, rows["test_accuracy"], strict=True))
+    remaining = rows["weights_remaining"].iloc[-1]
     title = f"{files.prune_type}, {files.title}\nround {round_}, {remaining:.2f}% of the weights"
     plot_round(files.figure(f"LossVsAccuracy_{round_}"), loss_points, accuracy_points, title)
 
@@ -334,32 +559,44 @@ def plot_accuracy(path, runs, title, shared=False):
 
     `runs` has a row per round and run, and the columns of read_runs.
     """
-    with figure(path, shared=shared) as ((axes,), sns):
-        plot_curves(axes, sns, runs, "bestaccuracy")
-        legend_above(axes, with_seeds(runs), title)
+    many = runs["curve"].nunique() > MANY_CURVES
+    with figure(path, wide=many, shared=shared) as ((axes,), sns):
+        plot_curves(axes, sns, runs, "bestaccuracy", err_style="bars" if many else "band")
+        legend_above(axes, with_seeds(runs), title, ncols=1 + many)
 
 
 # ---- The figures of several runs -----------------------------------------------------------------
 
 
-def draw_experiment(args, place, runs, names):
-    """Draw all figures for the runs in an experiment's folder, and print their paths."""
-    arch_type, dataset = place.parts[-2:]
-    folder = Path(args.output_dir, "plots", "lt", "combined_plots")
+def draw_experiment(args, runs, log):
+    """Draw all figures for an architecture on a dataset, and print their paths.
+
+    `runs` and `log` are the DataFrames of read_runs.
+    """
+    arch_type, dataset = runs[["arch_type", "dataset"]].iloc[0]
     title = f"{arch_type}, {dataset}"
-    path = folder / f"combined_{arch_type}_{dataset}.png"
+    # Several folders have no place in common but the current one.
+    folder = args.output_dir[0] if len(args.output_dir) == 1 else "."
+
+    def path_of(name):
+        return utils.combined_figure(folder, name, arch_type, dataset, args.format)
+
+    path = path_of("combined")
     plot_accuracy(path, runs, title, shared=True)
     print(f"{path}: test accuracy at best validation, {OVER_SEEDS}; {describe(runs)}")
 
-    complete = runs.dropna()
+    complete = runs.dropna(subset=[*COLUMNS])
     if not complete.empty:
-        path = folder / f"earlystop_{arch_type}_{dataset}.png"
+        path = path_of("earlystop")
         plot_early_stopping(path, complete, title)
-        print(f"{path}: early stopping and the end of training, {OVER_SEEDS}")
+        text = (
+            "early-stopping iteration, test accuracy at early stopping and at the end of training"
+        )
+        print(f"{path}: {text}, {OVER_SEEDS}")
 
-    training = read_training(names, args.rounds)
+    training = log[log["round"].isin(args.rounds)]
     if not training.empty:
-        path = folder / f"training_{arch_type}_{dataset}.png"
+        path = path_of("training")
         plot_training(path, training, title)
         rounds = ", ".join(map(str, sorted(training["round"].unique())))
         print(
@@ -386,21 +623,43 @@ def describe(runs):
 
 def plot_early_stopping(path, runs, title):
     """Plot the panels of the paper's Figure 4 in a column: means, with bars for the range."""
-    with figure(path, rows=3, shared=True) as (panels, sns):
+    many = runs["curve"].nunique() > MANY_CURVES
+    with figure(path, rows=3, wide=many, shared=True) as (panels, sns):
         for axes, name in zip(panels, EARLY_STOPPING, strict=True):
             plot_curves(axes, sns, runs, name, err_style="bars", legend=axes is panels[0])
-        legend_above(panels[0], with_seeds(runs), title)
+        mark_last_evaluations(panels[0], runs)
+        legend_above(panels[0], with_seeds(runs), title, ncols=1 + many)
+
+
+def mark_last_evaluations(axes, runs):
+    """Open the markers of early-stopping iterations that are a seed's last evaluation."""
+    groups = runs.groupby(["curve", "round"], sort=False)
+    means = groups[["weights_remaining", "earlystop", "earlystop_at_end"]].mean()
+    for curve, points in means[means["earlystop_at_end"] > 0].groupby("curve"):
+        colour, marker, _ = styles(runs["curve"])[curve]
+        axes.plot(
+            points["weights_remaining"],
+            points["earlystop"],
+            linestyle="none",
+            color=colour,
+            marker=marker,
+            markerfacecolor="white",
+        )
+    if means["earlystop_at_end"].any():
+        label = "open: a seed's last evaluation"
+        axes.plot([], [], "o", color="grey", markerfacecolor="white", label=label)
 
 
 def plot_training(path, rows, title):
     """Plot test accuracy during training as in the paper's Figure 3, with a panel per curve.
 
-    `rows` is the DataFrame of read_training. Evaluations within 1/TRAINING_POINTS of the longest
+    `rows` has evaluations as read_runs returns them. Those within 1/TRAINING_POINTS of the longest
     round are drawn as one point, at the mean of their iterations.
     """
     width = max(1, rows["iteration"].max() / TRAINING_POINTS)
-    rows["part"] = (rows["iteration"] / width).apply(math.ceil)
-    rows = rows.groupby(["curve", "seed", "round", "part"], sort=False).mean().reset_index()
+    rows = rows.assign(part=(rows["iteration"] / width).apply(math.ceil))
+    rows = rows.groupby(["curve", "seed", "round", "part"], sort=False)[[*LOGGED[1:]]].mean()
+    rows = rows.reset_index()
     # The last part of an unfinished round may have fewer evaluations than that of other seeds.
     parts = rows.groupby(["curve", "round", "part"])
     rows["iteration"] = parts["iteration"].transform("mean")
@@ -426,8 +685,8 @@ def plot_training(path, rows, title):
                 legend=axes is panels[0],
                 ax=axes,
             )
-            lines = name.replace(", ", "\n")
-            axes.set(xlabel="iteration", ylabel=f"{lines}\ntest accuracy (%)", ylim=limits)
+            axes.set_title(textwrap.fill(name, 44))
+            axes.set(xlabel="iteration", ylabel="test accuracy (%)", ylim=limits)
         legend_above(panels[0], {}, f"{title}: weights remaining (%)", ncols=4)
 
 
@@ -450,19 +709,25 @@ def round_labels(rows):
 
 
 @contextlib.contextmanager
-def figure(path, rows=1, shared=False):
+def figure(path, rows=1, wide=False, shared=False):
     """Yield the axes of a figure, one per row, and seaborn; write the figure at the end.
 
-    It has the width of a paper's column. Several processes may write a `shared` figure at once.
+    It is as wide as a paper's column, or as its page. Several processes may write a `shared` figure
+    at once.
     """
     import seaborn as sns
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with sns.axes_style("ticks"), sns.plotting_context("paper"), sns.color_palette("colorblind"):
-        fig = Figure(figsize=(3.5, 1.2 + 1.4 * rows), layout="constrained")
+    style = sns.axes_style("ticks") | sns.plotting_context("paper")
+    fonts = {"pdf.fonttype": 42, "svg.fonttype": "none"}  # embedded, and text instead of outlines
+    with rc_context(style | fonts), sns.color_palette("colorblind"):
+        size = (7.0, 1.2 + 2.4 * rows) if wide else (3.5, 1.2 + 1.4 * rows)
+        fig = Figure(figsize=size, layout="constrained")
         yield fig.subplots(rows, sharex=True, squeeze=False)[:, 0], sns
         sns.despine(fig)
-        utils.write(path, lambda file: fig.savefig(file, format="png", dpi=300), shared=shared)
+        options = {"format": path.suffix.removeprefix("."), "dpi": 300}
+        utils.write(path, lambda file: fig.savefig(file, **options), shared=shared)
     fig.clear()  # reference cycles would keep each figure's pixels in memory
 
 
@@ -491,17 +756,14 @@ def plot_curves(axes, sns, runs, column, **options):
     """Plot one of COLUMNS against the percentage of weights remaining, with means and ranges.
 
     With global pruning, seeds may keep a few weights more or less in a round, so all of them are
-    drawn at their mean percentage. The prune types have the same colours and markers in all
-    figures.
+    drawn at their mean percentage.
     """
     names = runs["curve"]
     percents = runs.groupby([names, "round"])["weights_remaining"].transform("mean")
     percents = percents.replace(0, np.nan)  # a logarithmic axis has no 0
-    colours = {}
-    markers = {}
-    for i, name in enumerate(dict.fromkeys((*utils.PRUNE_TYPES, *names))):
-        colours[name] = COLOURS[i % len(COLOURS)]
-        markers[name] = MARKERS[i % len(MARKERS)]
+    colours, markers, dashes = {}, {}, {}
+    for name, style in styles(names).items():
+        colours[name], markers[name], dashes[name] = style
     sns.lineplot(
         x=percents,
         y=runs[column],
@@ -509,14 +771,33 @@ def plot_curves(axes, sns, runs, column, **options):
         palette=colours,
         style=names,
         markers=markers,
-        dashes=False,
+        dashes=dashes,
         errorbar=("pi", 100),
         ax=axes,
         **options,
     )
-    axes.set_ylabel(textwrap.fill(COLUMNS[column], 20))
+    axes.set_ylabel(textwrap.fill(COLUMNS[column], LINE))
     if not percents.isna().all():
         set_percent_axis(axes, percents)
+
+
+def styles(curves):
+    """Return the colour, marker and dashes of each curve, {curve: (colour, marker, dashes)}.
+
+    The prune types have the same ones in all figures.
+    """
+    numbers = {}
+    for curve in set(curves).intersection(utils.PRUNE_TYPES):
+        numbers[curve] = utils.PRUNE_TYPES.index(curve)
+    free = (number for number in itertools.count() if number not in numbers.values())
+    for curve in dict.fromkeys(curves):
+        if curve not in numbers:
+            numbers[curve] = next(free)
+    found = {}
+    for curve, i in numbers.items():
+        dashes = "" if i < len(COLOURS) else (2, 1)
+        found[curve] = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], dashes
+    return found
 
 
 def set_percent_axis(axes, percents):
@@ -553,15 +834,29 @@ def parse_args(argv=None):
     add("--dataset", metavar="NAME",
         help="draw only this dataset (default: all%(default).0s)")
     add("--rounds", default="0,3,7,15", type=utils.numbers("[0, inf)"), metavar="N,...",
-        help="comma-separated rounds whose training is drawn")
+        help="comma-separated rounds whose training is drawn, and which --latex writes")
+    add("--output_dir", type=utils.folder, metavar="DIR", nargs="+", action="extend",
+        help="one or more of main.py's --output_dir; figures of several go to the current folder"
+             " (default: .%(default).0s)")
+    add("--baseline", metavar="NAME",
+        help="curve that differences are taken to (default: the only one of lt%(default).0s)")
+    add("--format", default="png", choices=["png", "pdf", "svg"],
+        help="file type of the figures")
     add("--csv", type=utils.folder, metavar="FILE",
-        help="also write the table to a file (default: none%(default).0s)")
-    add("--output_dir", default=".", type=utils.folder, metavar="DIR",
-        help="the --output_dir of main.py")
+        help="also write the table, with a row per curve and round (default: none%(default).0s)")
+    add("--raw", type=utils.folder, metavar="FILE",
+        help="also write a CSV file with a row per seed and round (default: none%(default).0s)")
+    add("--latex", type=utils.folder, metavar="FILE",
+        help="also write LaTeX tables of --rounds (default: none%(default).0s)")
     # fmt: on
     args = parser.parse_args(argv)
-    if args.csv and Path(args.csv).is_dir():
-        parser.error(f"--csv={args.csv} is a folder; it must be a file")
+    args.output_dir = args.output_dir or ["."]
+    files = {name: getattr(args, name) for name in ("csv", "raw", "latex")}
+    for name, path in files.items():
+        if path and Path(path).is_dir():
+            parser.error(f"--{name}={path} is a folder; it must be a file")
+        if path and list(files.values()).count(path) > 1:
+            parser.error(f"--{name}={path} is the file of another table, too")
     return args
 
 

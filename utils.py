@@ -362,9 +362,11 @@ class Files:
 
     def __init__(self, args, prune_type=None):
         self.prune_type = prune_type or args.prune_type
+        self.arch_type = args.arch_type
+        self.dataset = args.dataset
         self.seed = args.seed
         self.title = f"{args.arch_type}, {args.dataset}"  # of figures
-        root = Path(args.output_dir)
+        self.root = root = Path(args.output_dir)
         place = Path(args.arch_type, args.dataset)
         if args.seed:
             place /= f"seed{args.seed}"
@@ -405,6 +407,29 @@ class Files:
         yield from self.plots.glob(f"{self.prune_type}_*")
         # The last star is for temporary files that a kill left.
         yield from self.saves.glob(f"[0-9]*_model_{self.prune_type}.pth.tar*")
+
+
+def find_results(output_dir):
+    """Yield the Files of all runs in a folder that have finished a round, in the order of seeds."""
+    for place in sorted(Path(output_dir, "dumps/lt").glob("*/*")):
+        seeds = [0]
+        for folder in place.glob("seed*"):
+            if match := re.fullmatch(r"seed([1-9]\d*)", folder.name):
+                seeds.append(int(match[1]))
+        for seed in sorted(seeds):
+            args = argparse.Namespace(
+                output_dir=output_dir, arch_type=place.parent.name, dataset=place.name, seed=seed
+            )
+            for prune_type in PRUNE_TYPES:
+                files = Files(args, prune_type)
+                if files.array("compression").exists():
+                    yield files
+
+
+def combined_figure(output_dir, name, arch_type, dataset, extension):
+    """Return the path of a figure with all runs of an architecture on a dataset."""
+    name = f"{name}_{arch_type}_{dataset}.{extension}"
+    return Path(output_dir, "plots/lt/combined_plots", name)
 
 
 def write(path, save, previous=None, shared=False):

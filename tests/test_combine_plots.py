@@ -1,5 +1,6 @@
 """combine_plots.py: the results it finds, its figures and its table."""
 
+import argparse
 import csv
 import json
 import math
@@ -9,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from scipy import stats
 from torch import nn
 
 import archs
@@ -210,7 +212,7 @@ def test_early_stopping_is_drawn_as_in_the_papers_figure_4(experiment, figures):
     assert [panel["label"] for panel in panels] == [
         "early-stopping iteration",
         "test accuracy at early stopping (%)",
-        "test accuracy at the end (%)",
+        "test accuracy at the end of training (%)",
     ]
     assert panels[0]["legend"] == ["lt (2 seeds)", "random (1 seed)"]
     assert all(panel["clear"] for panel in panels), "the legend covers curves"
@@ -230,8 +232,8 @@ def test_early_stopping_is_drawn_as_in_the_papers_figure_4(experiment, figures):
 def test_training_is_drawn_for_chosen_rounds_as_in_figure_3(experiment, figures):
     combine(experiment, "--rounds=1,7")
     lt, random = figures["training_fc1_mnist.png"]
-    assert lt["label"] == "lt (2 seeds) test accuracy (%)"
-    assert random["label"] == "random (1 seed) test accuracy (%)"
+    assert lt["label"] == random["label"] == "test accuracy (%)"
+    assert (lt["title"], random["title"]) == ("lt (2 seeds)", "random (1 seed)")
     assert lt["legend"] == ["80"]
     assert lt["clear"], "the legend covers curves"
     ((x, y),) = lt["lines"]
@@ -282,13 +284,17 @@ def test_seeds_that_are_not_equally_far_have_the_same_points(tmp_path, figures):
     assert y == [90.5] * 13 + [90] * 37
 
 
-def test_the_table_has_mean_and_range_on_screen_and_in_the_file(experiment, capsys, tmp_path):
+def read_csv(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_has_means_and_deviations_on_screen_and_in_the_file(experiment, capsys, tmp_path):
     combine(experiment, f"--csv={tmp_path / 'new/table.csv'}")
     output = " ".join(capsys.readouterr().out.split())
-    first = "98.00 (97.50 to 98.50) 600 (500 to 700) 96.50 (96.00 to 97.00) 97.00 (96.50 to 97.50)"
-    assert f"{first} lt 1 80.00 2 99" in output
-    with (tmp_path / "new/table.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    first = "98.00 ± 0.71 - 600 ± 141 - 96.50 ± 0.71 - 97.00 ± 0.71 -"
+    assert f"lt 0 100.00 2 {first} lt 1 80.00 2 99" in output
+    rows = read_csv(tmp_path / "new/table.csv")
     assert [(row["prune_type"], row["round"], row["trials"]) for row in rows] == [
         ("lt", "0", "2"),
         ("lt", "1", "2"),
@@ -298,7 +304,7 @@ def test_the_table_has_mean_and_range_on_screen_and_in_the_file(experiment, caps
     first = {
         name: float(rows[0][name])
         for name in rows[0]
-        if name not in ("arch_type", "dataset", "prune_type", "curve")
+        if name not in ("arch_type", "dataset", "prune_type", "curve") and "difference" not in name
     }
     assert first == pytest.approx(
         {
@@ -306,17 +312,23 @@ def test_the_table_has_mean_and_range_on_screen_and_in_the_file(experiment, caps
             "trials": 2,
             "weights_remaining": 100,
             "bestaccuracy": 98,
+            "bestaccuracy_std": 0.5**0.5,
             "bestaccuracy_min": 97.5,
             "bestaccuracy_max": 98.5,
             "earlystop": 600,
+            "earlystop_std": 20000**0.5,
             "earlystop_min": 500,
             "earlystop_max": 700,
             "earlystopaccuracy": 96.5,
+            "earlystopaccuracy_std": 0.5**0.5,
             "earlystopaccuracy_min": 96,
             "earlystopaccuracy_max": 97,
             "finalaccuracy": 97,
+            "finalaccuracy_std": 0.5**0.5,
             "finalaccuracy_min": 96.5,
             "finalaccuracy_max": 97.5,
+            "earlystop_at_end": 0,
+            "pairs": 0,
         }
     )
 
@@ -455,18 +467,17 @@ def test_seeds_with_different_settings_are_never_averaged(tmp_path, figures, cap
     )
     assert error.count("\n") == 1
     assert (
-        "runs with different settings, which are not averaged: lt, end_iter=1; lt, end_iter=5"
-        in error
+        "fc1, mnist: runs with different settings are not averaged: "
+        "lt, end_iter=1; lt, end_iter=5" in error
     )
     (panel,) = figures["combined_fc1_mnist.png"]
     assert sorted(y for _, y in panel["lines"] if y) == [[46], [87]]
     assert panel["legend"] == ["lt, end_iter=1 (1 seed)", "lt, end_iter=5 (2 seeds)"]
-    with (tmp_path / "table.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    columns = ("prune_type", "curve", "trials")
+    rows = read_csv(tmp_path / "table.csv")
+    columns = ("prune_type", "curve", "end_iter", "trials")
     assert [[row[name] for name in columns] for row in rows] == [
-        ["lt", "lt, end_iter=1", "1"],
-        ["lt", "lt, end_iter=5", "2"],
+        ["lt", "lt, end_iter=1", "1", "1"],
+        ["lt", "lt, end_iter=5", "5", "2"],
     ]
     assert [float(row["bestaccuracy"]) for row in rows] == [46, 87]
 
@@ -590,16 +601,21 @@ NETWORK = {"network": "Linear()", "data": "digest"}
     ],
 )
 def test_a_curve_is_named_by_each_difference_once(runs, expected, tmp_path):
-    recorded = {}
+    found = []
     for number, (prune_type, settings) in enumerate(runs):
-        folder = tmp_path / str(number)
-        folder.mkdir()
+        args = argparse.Namespace(
+            output_dir=tmp_path / str(number), arch_type="fc1", dataset="mnist", seed=0
+        )
+        files = utils.Files(args, prune_type)
+        write_curve(files.dumps, prune_type, [number])
         rates = dict.fromkeys(
             (*utils.FOLLOWS, *utils.FOLLOWS.values()), settings.get("prune_percent", 10)
         )
-        record(folder, prune_type, **rates | {"lr_milestones": []} | settings)
-        recorded[prune_type, folder] = combine_plots.read_settings(prune_type, folder)
-    assert list(combine_plots.curve_names(recorded).values()) == expected
+        record(files.dumps, prune_type, **rates | {"lr_milestones": []} | settings)
+        found.append(files)
+    rounds, _ = combine_plots.read_runs(found)
+    rounds = rounds.sort_values("bestaccuracy")  # as given
+    assert list(rounds["curve"]) == expected
 
 
 def test_settings_that_may_change_on_resume_and_new_defaults_do_not_split_curves(
@@ -742,7 +758,312 @@ def test_unreadable_settings_are_treated_as_equal_and_reported(content, tmp_path
     record(dumps, "lt", lr=0.1)
     combine(tmp_path)
     names = [name for name, _, _ in drawn["combined_fc1_mnist.png"]]
-    assert names == ["lt", "lt, settings not known", "lt, settings not known"]
+    assert names == ["lt", "lt, settings=unknown", "lt, settings=unknown"]
     error = capsys.readouterr().err
     assert "settings that cannot be read are treated as equal" in error
     assert "seed2" in error
+
+
+# Several folders
+
+
+def write_run(folder, kind, accuracies, seed=0, percent=20, **settings):
+    """Write a run with all arrays and its settings; return its folder."""
+    dumps = folder / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
+    write_curve(dumps, kind, accuracies, percent)
+    values = np.array(accuracies)
+    utils.write_array(dumps / f"{kind}_earlystop.dat", 10 * values)
+    utils.write_array(dumps / f"{kind}_earlystopaccuracy.dat", values / 2)
+    utils.write_array(dumps / f"{kind}_finalaccuracy.dat", values / 4)
+    record(dumps, kind, prune_percent=percent, **settings)
+    return dumps
+
+
+@pytest.fixture
+def two_folders(tmp_path, monkeypatch):
+    """Two folders with runs of lt and reinit; the current folder is another one."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name, rewind_iter, gain in (("a", 0, 0), ("b", 500, 1)):
+        for seed in range(2):
+            write_run(tmp_path / name, "lt", [90 + seed, 91 + gain], seed, rewind_iter=rewind_iter)
+    write_run(tmp_path / "a", "reinit", [90, 88], masks_from="lt")
+    return [tmp_path / "a", tmp_path / "b"]
+
+
+def combine_all(folders, *flags):
+    flags = ["--output_dir", *map(str, folders), *flags]
+    combine_plots.main(combine_plots.parse_args(flags))
+
+
+def test_runs_of_several_folders_are_overlaid(two_folders, drawn, capsys):
+    combine_all(two_folders, "--csv=table.csv", "--raw=new/raw.csv")
+    points = drawn["combined_fc1_mnist.png"]
+    assert list(dict.fromkeys(curve for curve, _, _ in points)) == [
+        "lt, rewind_iter=0",
+        "lt, rewind_iter=500",
+        "reinit",
+    ]
+    output, error = capsys.readouterr()
+    assert "lt, rewind_iter=500 with 2 rounds and 2 seeds" in output
+    assert error == ""
+    here = two_folders[0].parent / "here"
+    assert (here / "plots/lt/combined_plots/combined_fc1_mnist.png").exists()
+    assert not any((folder / "plots").exists() for folder in two_folders)
+
+    rows = read_csv(here / "table.csv")
+    assert [(row["prune_type"], row["rewind_iter"], row["trials"]) for row in rows] == [
+        ("lt", "0", "2"),
+        ("lt", "0", "2"),
+        ("lt", "500", "2"),
+        ("lt", "500", "2"),
+        ("reinit", "", "1"),
+        ("reinit", "", "1"),
+    ]
+    rows = read_csv(here / "new/raw.csv")
+    columns = ("curve", "rewind_iter", "seed", "round", "bestaccuracy", "earlystop")
+    assert len(rows) == 10
+    assert [rows[7][name] for name in columns] == [
+        "lt, rewind_iter=500",
+        "500",
+        "1",
+        "1",
+        "92.0",
+        "920.0",
+    ]
+
+
+def test_one_folder_has_its_figures(two_folders):
+    combine_all(two_folders[:1])
+    assert (two_folders[0] / "plots/lt/combined_plots/combined_fc1_mnist.png").exists()
+
+
+def test_seeds_may_be_in_several_folders(tmp_path, figures, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(3):
+        write_run(tmp_path / str(seed), "lt", [90 + seed], seed)
+    combine_plots.main(
+        combine_plots.parse_args(["--output_dir", "0", "1", "--output_dir", "2", "--dataset=mnist"])
+    )
+    (panel,) = figures["combined_fc1_mnist.png"]
+    assert panel["legend"] == ["lt (3 seeds)"]
+    assert panel["lines"][0][1] == [91]
+
+
+def test_a_folder_without_results_and_one_given_twice_are_one_line_each(two_folders, drawn, capsys):
+    folders = [*two_folders, two_folders[0].parent / "here", two_folders[0] / "../a"]
+    combine_all(folders)
+    assert capsys.readouterr().err.splitlines() == [
+        f"combine_plots.py: {folders[2]} has no results",
+        f"combine_plots.py: {folders[3]} is given twice",
+    ]
+    assert len(drawn["combined_fc1_mnist.png"]) == 10
+
+
+@pytest.mark.parametrize("order", [["a", "copy"], ["copy", "a"]])
+def test_a_copy_of_a_run_is_left_out_even_if_it_is_older(order, tmp_path, drawn, capsys):
+    for name, accuracies in (("a", [90, 91, 92]), ("copy", [90, 91])):
+        write_run(tmp_path / name, "lt", accuracies)
+        write_run(tmp_path / name, "reinit", accuracies)
+    combine_all(tmp_path / name for name in order)
+    assert [y for _, _, y in drawn["combined_fc1_mnist.png"]] == [90, 91, 92] * 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "left out, because another folder has the same runs: lt in" in error
+    assert error.count(f"{tmp_path}/copy/dumps/lt/fc1/mnist") == 2
+
+
+@pytest.mark.parametrize("settings", [True, False])
+def test_runs_that_cannot_be_told_apart_are_refused(settings, tmp_path):
+    for name, accuracies in (("a", [90, 91]), ("b", [90, 92])):
+        dumps = write_run(tmp_path / name, "lt", accuracies)
+        if not settings:
+            (dumps / "lt_settings.json").unlink()
+    with pytest.raises(utils.BadInput, match="same settings and seed but different results") as e:
+        combine_all([tmp_path / "a", tmp_path / "b"])
+    assert all(f"{tmp_path}/{name}/dumps/lt/fc1/mnist" in str(e.value) for name in "ab")
+
+
+def test_a_dozen_curves_look_different(tmp_path):
+    curves = [f"lt, lr={i}" for i in range(9)] + ["lt", "random", "reinit"]
+    styles = combine_plots.styles(curves)
+    assert set(styles) == set(curves)
+    assert len(set(styles.values())) == 12
+    for prune_type in utils.PRUNE_TYPES:
+        assert styles[prune_type] == combine_plots.styles([prune_type])[prune_type]
+
+
+def test_large_seeds_are_told_apart(tmp_path, drawn, capsys):
+    for seed in (0, 2**64 - 1, 2**64 - 2):
+        write_run(tmp_path, "lt", [90], seed)
+    combine(tmp_path, f"--raw={tmp_path / 'raw.csv'}")
+    assert "lt with 1 round and 3 seeds" in capsys.readouterr().out
+    seeds = [row["seed"] for row in read_csv(tmp_path / "raw.csv")]
+    assert seeds == ["0", "18446744073709551614", "18446744073709551615"]
+
+
+# Differences
+
+
+def differences(folder, *flags):
+    """Return the rows of a table that have a difference, {(curve, round): row}."""
+    combine(folder, f"--csv={folder / 'table.csv'}", *flags)
+    rows = read_csv(folder / "table.csv")
+    return {
+        (row["curve"], int(row["round"])): row for row in rows if row["bestaccuracy_difference"]
+    }
+
+
+def interval(row, name):
+    parts = ("difference", "difference_low", "difference_high")
+    return [float(row[f"{name}_{part}"]) for part in parts]
+
+
+def test_differences_are_paired_by_seed_with_the_interval_of_a_paired_t_test(tmp_path, capsys):
+    lt = {0: 90.0, 1: 95.0, 2: 91.0, 5: 50.0}
+    reinit = {2: 90.0, 7: 10.0, 0: 88.5, 1: 94.5}
+    for kind, accuracies in (("lt", lt), ("reinit", reinit)):
+        for seed, accuracy in accuracies.items():
+            write_run(tmp_path, kind, [80, accuracy], seed)
+    found = differences(tmp_path)
+    assert set(found) == {("reinit", 0), ("reinit", 1)}
+    assert interval(found["reinit", 0], "bestaccuracy") == [0, 0, 0]
+
+    pairs = [reinit[seed] - lt[seed] for seed in (0, 1, 2)]
+    test = stats.ttest_1samp(pairs, 0).confidence_interval(0.95)
+    row = found["reinit", 1]
+    assert row["pairs"] == "3"
+    assert row["trials"] == "4"
+    for name, factor in (
+        ("bestaccuracy", 1),
+        ("earlystop", 10),
+        ("earlystopaccuracy", 1 / 2),
+        ("finalaccuracy", 1 / 4),
+    ):
+        expected = [factor * value for value in (np.mean(pairs), *test)]
+        assert interval(row, name) == pytest.approx(expected)
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Differences are to lt with the same seed at equal density" in output
+    assert "-1.00 [-2.24, +0.24]" in output
+    assert "-10 [-22, +2]" in output
+
+
+def test_two_pairs_have_no_interval(tmp_path, capsys):
+    for seed in range(2):
+        write_run(tmp_path, "lt", [90 + seed], seed)
+        write_run(tmp_path, "reinit", [89 + seed], seed)
+    (row,) = differences(tmp_path).values()
+    assert (row["bestaccuracy_difference"], row["bestaccuracy_difference_low"]) == ("-1.0", "")
+    assert "[" not in capsys.readouterr().out
+
+
+def test_rounds_of_equal_density_are_compared(tmp_path):
+    """Two rounds of 20% leave as much as one of 36%. Global pruning may differ by a few weights."""
+    write_run(tmp_path, "lt", [90, 91, 92, 93], percent=20)
+    dumps = write_run(tmp_path, "random", [80, 81, 82], percent=36)
+    utils.write_array(dumps / "random_compression.dat", [100, 64.01, 40.9])
+    found = differences(tmp_path, "--baseline=lt, prune_percent=20")
+    curve = "random, prune_percent=36"
+    assert set(found) == {(curve, 0), (curve, 1)}, "40.9% is not 40.96%"
+    assert found[curve, 1]["bestaccuracy_difference"] == "-11.0"
+
+
+def test_several_curves_of_lt_need_a_named_baseline(two_folders, capsys):
+    flags = ("--csv=table.csv",)
+    combine_all(two_folders, *flags)
+    rows = read_csv(two_folders[0].parent / "here/table.csv")
+    assert not any(row["bestaccuracy_difference"] for row in rows)
+    assert "difference" not in capsys.readouterr().out
+
+    combine_all(two_folders, *flags, "--baseline=lt, rewind_iter=0")
+    rows = read_csv(two_folders[0].parent / "here/table.csv")
+    found = [(row["curve"], row["bestaccuracy_difference"]) for row in rows if row["round"] == "1"]
+    assert found == [("lt, rewind_iter=0", ""), ("lt, rewind_iter=500", "1.0"), ("reinit", "-3.0")]
+
+    with pytest.raises(utils.BadInput) as error:
+        combine_all(two_folders, "--baseline=lt")
+    assert str(error.value) == (
+        "--baseline='lt' is not a curve: choose one of "
+        "'lt, rewind_iter=0', 'lt, rewind_iter=500', 'reinit'"
+    )
+
+
+def test_a_network_pruned_to_nothing_has_no_difference(tmp_path):
+    for kind in ("lt", "reinit"):
+        dumps = write_run(tmp_path, kind, [90, 10])
+        utils.write_array(dumps / f"{kind}_compression.dat", [100, 0])
+    assert set(differences(tmp_path)) == {("reinit", 0)}
+
+
+# Papers
+
+
+def test_early_stopping_at_the_last_evaluation_is_marked(tmp_path, figures, capsys):
+    row = {"epoch": 1, "test_accuracy": 90.0}
+    for seed, end in enumerate((900, 1200)):
+        dumps = write_run(tmp_path, "lt", [90, 90], seed)
+        rows = [
+            row | {"round": r, "iteration": i, "weights_remaining": 100 - 20 * r}
+            for r in range(2)
+            for i in (450, end if r == 0 else 1200)
+        ]
+        (dumps / "lt_log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    combine(tmp_path, f"--csv={tmp_path / 'table.csv'}", f"--latex={tmp_path / 'table.tex'}")
+    output = " ".join(capsys.readouterr().out.split())
+    assert "lt 0 100.00 2 90.00 ± 0.00 >= 900 ± 0 45.00" in output
+    assert "lt 1 80.00 2 90.00 ± 0.00 900 ± 0 45.00" in output
+    assert "at least one seed stopped early at its last evaluation" in output
+    rows = read_csv(tmp_path / "table.csv")
+    assert [row["earlystop_at_end"] for row in rows] == ["1", "0"]
+    assert r"lt & 0 & 100.00 & 2 & $\geq$ 900 $\pm$ 0 \\" in (tmp_path / "table.tex").read_text()
+    panels = figures["earlystop_fc1_mnist.png"]
+    assert ([100], [900]) in panels[0]["lines"]
+    assert panels[0]["legend"] == ["lt (2 seeds)", "open: a seed's last evaluation"]
+
+
+def test_latex_is_escaped_and_has_headers_of_two_lines(two_folders):
+    combine_all(two_folders, "--latex=table.tex", "--rounds=1", "--baseline=lt, rewind_iter=0")
+    text = (two_folders[0].parent / "here/table.tex").read_text()
+    tables = text.split("\\begin{table}")[1:]
+    assert len(tables) == len(combine_plots.COLUMNS)
+    for table, title in zip(tables, combine_plots.COLUMNS.values(), strict=True):
+        assert f"\\caption{{fc1 on mnist: {title}".replace("%", r"\%") in table
+        body = table.split(r"\toprule")[1]
+        header, rows = body.split(r"\bottomrule")[0].split(r"\midrule")
+        assert header.count(r"\\") == 2
+        assert rows.count(r"\\") == 3, "a row for each curve in round 1"
+    assert r"lt & 500 & 1 & 80.00 & 2 & 92.00 $\pm$ 0.00 & $+$1.00 \\" in text
+    assert r"to lt, rewind\_iter=0 with" in text
+    assert not re.search(r"(?<!\\)[%_#]|[<>±]", text)
+
+
+@pytest.mark.parametrize("name", combine_plots.COLUMNS)
+def test_headers_have_two_lines(name):
+    title = combine_plots.COLUMNS[name]
+    assert " ".join(combine_plots.two_lines(title)) == title
+    assert max(map(len, combine_plots.two_lines(title))) <= combine_plots.LINE
+
+
+def test_text_in_pdf_and_svg_stays_text(two_folders):
+    for extension in ("pdf", "svg"):
+        combine_all(two_folders, f"--format={extension}")
+    folder = two_folders[0].parent / "here/plots/lt/combined_plots"
+    assert {path.name for path in folder.iterdir()} == {
+        f"{name}_fc1_mnist.{extension}"
+        for name in ("combined", "earlystop")
+        for extension in ("pdf", "svg")
+    }
+    pdf = (folder / "combined_fc1_mnist.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"/FontFile2" in pdf, "the font is not embedded as TrueType"
+    assert b"/Type3" not in pdf
+    assert (
+        ">lt, rewind_iter=500 (2 seeds)</text>" in (folder / "combined_fc1_mnist.svg").read_text()
+    )
+
+
+@pytest.mark.parametrize("flags", [["--csv=x", "--raw=x"], ["--raw=./x", "--latex=x"]])
+def test_two_tables_need_two_files(flags, capsys):
+    with pytest.raises(SystemExit):
+        combine_plots.parse_args(flags)
+    assert "is the file of another table, too" in capsys.readouterr().err

@@ -322,12 +322,12 @@ def test_curves_with_the_masks_of_different_runs_are_told_apart(pair):
     for seed, rewind_iter in ((0, 0), (1, 0), (10, 5), (11, 5)):
         for args in pair({"seed": seed, "rewind_iter": rewind_iter}, {"seed": seed}):
             main.main(args)
-    runs, _ = combine_plots.read_runs(utils.Files(pair()[0]).dumps)
+    runs, _ = combine_plots.read_runs(list(utils.find_results(pair()[0].output_dir)))
     assert runs.groupby("curve")["seed"].unique().apply(list).to_dict() == {
-        "lt, rewind_iter=0": [0, 1],
-        "lt, rewind_iter=5": [10, 11],
-        "reinit, lt's rewind_iter=0": [0, 1],
-        "reinit, lt's rewind_iter=5": [10, 11],
+        "lt, rewind_iter=0": ["0", "1"],
+        "lt, rewind_iter=5": ["10", "11"],
+        "reinit, lt's rewind_iter=0": ["0", "1"],
+        "reinit, lt's rewind_iter=5": ["10", "11"],
     }
 
 

@@ -294,6 +294,11 @@ def test_figures_and_links_exist():
             assert (page.parent / figure).read_bytes().startswith(b"\x89PNG")
 
 
+def mean_and_range(mean, low, high, digits):
+    text = f"{mean:.{digits}f}"
+    return f"{text} ({low:.{digits}f} to {high:.{digits}f})" if low < high else text
+
+
 def test_the_results_are_those_of_the_file():
     table = pd.read_csv(ROOT / "docs/mnist_fc1.csv").set_index(["curve", "round"])
 
@@ -302,7 +307,7 @@ def test_the_results_are_those_of_the_file():
         row = rows.loc[(rows["weights_remaining"] - float(percent)).abs().idxmin()]
         digits = 0 if column == "earlystop" else 2
         values = row[[column, f"{column}_min", f"{column}_max"]]
-        return combine_plots.mean_and_range(*values, digits)
+        return mean_and_range(*values, digits)
 
     section = README.partition("\n## Results\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([\d.]+)% \| (.*) \|$", section, re.MULTILINE)
