@@ -33,7 +33,7 @@ import numpy as np
 
 import utils
 
-# matplotlib, pandas, scipy and seaborn take seconds to import, so only functions import them.
+# matplotlib, pandas, SciPy and seaborn take seconds to import, so functions that need them do it.
 
 EARLY_STOPPING = {  # the arrays in the paper's Figure 4, and their axes
     "earlystop": "early-stopping iteration",
@@ -56,7 +56,7 @@ def main(args):
     import pandas as pd
 
     tables = []
-    latex = []
+    latex = ["% These tables need \\usepackage{booktabs}.\n"]
     experiments = read_experiments(args)
     for runs, log in experiments:
         draw_experiment(args, runs, log)
@@ -68,17 +68,20 @@ def main(args):
             latex += as_latex(table, baseline, args.rounds)
 
     if args.csv:
-        write_text(args.csv, pd.concat(tables).to_csv(index=False))
+        text = pd.concat(tables).to_csv(index=False)
+        write_text(args.csv, text, "a row per curve and round")
     if args.raw:
-        write_text(args.raw, pd.concat(runs for runs, _ in experiments).to_csv(index=False))
+        text = pd.concat(runs for runs, _ in experiments).to_csv(index=False)
+        write_text(args.raw, text, "a row per seed and round")
     if args.latex:
-        write_text(args.latex, "\n".join(latex))
+        rounds = ", ".join(map(str, args.rounds))
+        write_text(args.latex, "\n".join(latex), f"LaTeX tables of rounds {rounds}")
 
 
-def write_text(path, text):
-    """Write a table to a file, and print its path."""
+def write_text(path, text, content):
+    """Write text to a file, and print its path and content."""
     utils.write(Path(path), lambda file: file.write(text.encode()), shared=True)
-    print(f"{path}: the table")
+    print(f"{path}: {content}")
 
 
 # ---- Reading results -----------------------------------------------------------------------------
@@ -97,9 +100,10 @@ def read_experiments(args):
 
     if not experiments:
         place = f"{args.arch_type or '<arch>'}/{args.dataset or '<dataset>'}"
-        places = [f"{folder}/dumps/lt/{place}" for folder in args.output_dir]
+        path = f"dumps/lt/{place}/<prune_type>_bestaccuracy.dat"
+        paths = [f"{folder}/{path}" for folder in args.output_dir]
         raise utils.BadInput(
-            f"nothing to draw: no results at {', '.join(places)}/<prune_type>_bestaccuracy.dat. "
+            f"nothing to draw: no results at {' or '.join(paths)}. "
             "Run main.py first, or choose another --output_dir"
         )
     curves = dict.fromkeys(curve for runs, _ in experiments for curve in runs["curve"])
@@ -144,13 +148,7 @@ def read_runs(found):
         run = read_run(files)
         if run is not None:
             results[files] = run
-    recorded = {files: read_settings(files) for files in results}
-    settings = differing_settings(recorded)
-    curves = {}
-    for files in results:
-        parts = [f"{name}={value}" for name, value in settings[files].items()]
-        curves[files] = ", ".join([files.prune_type, *parts])
-    report_settings(recorded, curves)
+    settings, curves = name_curves(results)
 
     names = dict.fromkeys(name for differing in settings.values() for name in differing)
     runs = []
@@ -245,6 +243,28 @@ def read_log(path):
 # ---- Settings and curves -------------------------------------------------------------------------
 
 
+def name_curves(found):
+    """Return the settings in which runs differ, {utils.Files: {flag: text}}, and their curves.
+
+    The curves are {utils.Files: name}. Warns if runs in a single folder differ, which may be
+    unintended, or if settings cannot be read.
+    """
+    recorded = {files: read_settings(files) for files in found}
+    settings = differing_settings(recorded)
+    curves = {}
+    for files, differing in settings.items():
+        parts = [f"{name}={value}" for name, value in differing.items()]
+        curves[files] = ", ".join([files.prune_type, *parts])
+
+    if any(settings.values()) and len({files.root for files in found}) == 1:
+        names = "; ".join(dict.fromkeys(curves.values()))
+        warn(f"runs with different settings are not averaged: {names}")
+    unknown = [f"{files.prune_type} in {files.dumps}" for files in found if not recorded[files]]
+    if unknown:
+        warn(f"settings that cannot be read are treated as equal: {'; '.join(unknown)}")
+    return settings, curves
+
+
 def read_settings(files):
     """Return a run's settings and their defaults, two {flag: value}; None if they cannot be read.
 
@@ -275,7 +295,7 @@ def comparable(settings):
 
 
 def differing_settings(recorded):
-    """Return the settings in which runs differ, {utils.Files: {flag: text}}.
+    """Return the settings in which runs differ, as name_curves does.
 
     A setting is left out if it follows from another one in all runs. `recorded` has what
     read_settings returned for each run. A setting missing from a run counts as its default, and
@@ -323,19 +343,6 @@ def as_flag(value):
     return "none" if value is None else str(value)
 
 
-def report_settings(recorded, curves):
-    """Warn if runs in one folder have different settings, or settings that cannot be read."""
-    folders = {files.root for files in recorded}
-    if len(folders) == 1 and any("," in curve for curve in curves.values()):
-        names = "; ".join(dict.fromkeys(curves.values()))
-        one = next(iter(recorded))
-        place = f"{one.arch_type}, {one.dataset}"
-        warn(f"{place}: runs with different settings are not averaged: {names}")
-    unknown = [f"{files.prune_type} in {files.dumps}" for files in recorded if not recorded[files]]
-    if unknown:
-        warn(f"settings that cannot be read are treated as equal: {'; '.join(unknown)}")
-
-
 def warn(message):
     print(f"combine_plots.py: {message}", file=sys.stderr)
 
@@ -370,7 +377,8 @@ def summary(runs, baseline):
     table.insert(0, "trials", groups.size())
     table.insert(0, "weights_remaining", groups["weights_remaining"].mean())
     table["earlystop_at_end"] = groups["earlystop_at_end"].sum()
-    table = table.reset_index().merge(differences(runs, baseline), how="left")
+    table = table.reset_index()
+    table = table.merge(differences(runs, baseline), how="left", on=["curve", "round"])
     return table.fillna({"pairs": 0}).astype({"pairs": int})
 
 
@@ -413,31 +421,39 @@ def differences(runs, baseline):
 
 def as_text(table, baseline):
     """Return a summary as text for the terminal."""
-    lines = textwrap.wrap(caption(table, baseline, COLUMNS), 100)
-    cells = as_cells(table, COLUMNS)
+    text = caption(table, baseline, COLUMNS)
+    if baseline is None and table["curve"].nunique() > 1:
+        text += " For differences between curves, name one of them with --baseline."
+    lines = textwrap.wrap(text, 100)
+    names = table.columns[: table.columns.get_loc("round") + 1]
+    cells = as_cells(table, names.drop(["arch_type", "dataset", "curve"]), COLUMNS)
     return "\n".join([*lines, "", cells.to_string(index=False)])
 
 
 def as_latex(table, baseline, rounds):
-    """Return some rounds of a summary as LaTeX tables, a list with one for each of COLUMNS."""
+    """Return some rounds of a summary as LaTeX tables, a list with one for each of COLUMNS.
+
+    Small print and narrow gaps make them fit a page.
+    """
     table = table[table["round"].isin(rounds)]
+    if table.empty:
+        warn("--latex: there are no results of the rounds in --rounds")
     tables = []
     for name in COLUMNS:
-        if table[name].isna().all():
+        if table[name].isna().all():  # no rounds, or results of an older version
             continue
-        cells = as_cells(table, [name]).map(with_symbols)
+        cells = as_cells(table, ["curve"], [name]).map(with_symbols)
         escaped = with_symbols(caption(table, baseline, [name]))
         for character in "%_":
             escaped = escaped.replace(character, f"\\{character}")
         styler = cells.style.format(escape="latex-math").format_index(escape="latex-math", axis=1)
-        tables.append(
-            styler.hide(axis="index").to_latex(
-                caption=escaped,
-                column_format="l" + "r" * (cells.shape[1] - 1),
-                hrules=True,
-                position_float="centering",
-            )
+        text = styler.hide(axis="index").to_latex(
+            caption=escaped,
+            column_format="@{}l" + r"@{\hspace{6pt}}r" * (cells.shape[1] - 1) + "@{}",
+            hrules=True,
+            position_float="centering",
         )
+        tables.append(text.replace(r"\centering", r"\centering\footnotesize"))
     return tables
 
 
@@ -448,8 +464,8 @@ def caption(table, baseline, columns):
     text = f"{arch_type} on {dataset}: {titles}. Mean ± standard deviation over seeds."
     if table["pairs"].any():
         text += (
-            f" Differences are to {baseline} with the same seed at equal density, with their 95% "
-            "confidence intervals (t distribution) for three or more seeds."
+            f" Differences to the baseline ({baseline}) are paired by seed, at equal density, with "
+            "95% confidence intervals (t distribution) for three or more seeds."
         )
     if "earlystop" in columns and table["earlystop_at_end"].any():
         text += (
@@ -459,17 +475,16 @@ def caption(table, baseline, columns):
     return text
 
 
-def as_cells(table, columns):
-    """Return the cells of a table with some of COLUMNS, a DataFrame of texts.
+def as_cells(table, names, columns):
+    """Return the cells of a table, a DataFrame of texts whose headers have two lines.
 
-    The headers have two lines.
+    `names` are the columns that name a row, `columns` some of COLUMNS.
     """
     import pandas as pd
 
     cells = {}
-    for name in table.columns[: table.columns.get_loc("round") + 1]:
-        if name not in ("arch_type", "dataset", "curve"):
-            cells["", name] = table[name].astype(str)
+    for name in names:
+        cells["", name] = table[name].astype(str)
     cells["weights", "remaining (%)"] = table["weights_remaining"].map("{:.2f}".format)
     cells["", "seeds"] = table["trials"].astype(str)
     for name in columns:
@@ -484,7 +499,7 @@ def as_cells(table, columns):
         parts = table[[f"{name}_difference", f"{name}_difference_low", f"{name}_difference_high"]]
         if parts.notna().any(axis=None):
             title = re.sub("test accuracy|iteration", "difference", title)
-            cells[two_lines(title)] = [difference(*row, digits) for row in parts.to_numpy()]
+            cells[two_lines(title)] = [mean_and_interval(*row, digits) for row in parts.to_numpy()]
     return pd.DataFrame(cells, index=table.index)
 
 
@@ -495,7 +510,7 @@ def mean_and_std(mean, std, digits):
     return text if math.isnan(std) else f"{text} ± {std:.{digits}f}"
 
 
-def difference(mean, low, high, digits):
+def mean_and_interval(mean, low, high, digits):
     if math.isnan(mean):
         return "-"
     text = f"{mean:+z.{digits}f}"
@@ -614,10 +629,9 @@ def describe(runs):
         seeds = utils.plural(len(lengths), "seed")
         parts.append(f"{curve} with {utils.plural(rounds, 'round')} and {seeds}")
     text = "; ".join(parts)
-    prune_types = {curve.split(",")[0] for curve in runs["curve"]}
-    missing = [name for name in ("lt", "reinit") if name not in prune_types]
+    missing = {"lt", "reinit"}.difference(runs["prune_type"])
     if missing:
-        text += f" (not run yet: {', '.join(missing)})"
+        text += f" (not run yet: {', '.join(sorted(missing))})"
     return text
 
 
@@ -696,7 +710,7 @@ def round_labels(rows):
     texts = {}
     for round_, low, high, mean in remaining.itertuples():
         # With global pruning, runs may keep a few weights more or less.
-        same = math.isclose(low, high, rel_tol=1e-3)
+        same = math.isclose(low, high, rel_tol=EQUAL_DENSITY)
         texts[round_] = f"{mean:.3g}" if same else "differs"
     labels = {}
     for round_, text in texts.items():

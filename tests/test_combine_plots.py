@@ -466,10 +466,7 @@ def test_seeds_with_different_settings_are_never_averaged(tmp_path, figures, cap
         "lt, end_iter=1 with 1 round and 1 seed; lt, end_iter=5 with 1 round and 2 seeds" in output
     )
     assert error.count("\n") == 1
-    assert (
-        "fc1, mnist: runs with different settings are not averaged: "
-        "lt, end_iter=1; lt, end_iter=5" in error
-    )
+    assert "runs with different settings are not averaged: lt, end_iter=1; lt, end_iter=5" in error
     (panel,) = figures["combined_fc1_mnist.png"]
     assert sorted(y for _, y in panel["lines"] if y) == [[46], [87]]
     assert panel["legend"] == ["lt, end_iter=1 (1 seed)", "lt, end_iter=5 (2 seeds)"]
@@ -943,7 +940,7 @@ def test_differences_are_paired_by_seed_with_the_interval_of_a_paired_t_test(tmp
         expected = [factor * value for value in (np.mean(pairs), *test)]
         assert interval(row, name) == pytest.approx(expected)
     output = " ".join(capsys.readouterr().out.split())
-    assert "Differences are to lt with the same seed at equal density" in output
+    assert "Differences to the baseline (lt) are paired by seed, at equal density" in output
     assert "-1.00 [-2.24, +0.24]" in output
     assert "-10 [-22, +2]" in output
 
@@ -973,7 +970,9 @@ def test_several_curves_of_lt_need_a_named_baseline(two_folders, capsys):
     combine_all(two_folders, *flags)
     rows = read_csv(two_folders[0].parent / "here/table.csv")
     assert not any(row["bestaccuracy_difference"] for row in rows)
-    assert "difference" not in capsys.readouterr().out
+    output = " ".join(capsys.readouterr().out.split())
+    assert "For differences between curves, name one of them with --baseline." in output
+    assert "paired" not in output
 
     combine_all(two_folders, *flags, "--baseline=lt, rewind_iter=0")
     rows = read_csv(two_folders[0].parent / "here/table.csv")
@@ -1015,7 +1014,7 @@ def test_early_stopping_at_the_last_evaluation_is_marked(tmp_path, figures, caps
     assert "at least one seed stopped early at its last evaluation" in output
     rows = read_csv(tmp_path / "table.csv")
     assert [row["earlystop_at_end"] for row in rows] == ["1", "0"]
-    assert r"lt & 0 & 100.00 & 2 & $\geq$ 900 $\pm$ 0 \\" in (tmp_path / "table.tex").read_text()
+    assert r"lt & 100.00 & 2 & $\geq$ 900 $\pm$ 0 \\" in (tmp_path / "table.tex").read_text()
     panels = figures["earlystop_fc1_mnist.png"]
     assert ([100], [900]) in panels[0]["lines"]
     assert panels[0]["legend"] == ["lt (2 seeds)", "open: a seed's last evaluation"]
@@ -1032,9 +1031,9 @@ def test_latex_is_escaped_and_has_headers_of_two_lines(two_folders):
         header, rows = body.split(r"\bottomrule")[0].split(r"\midrule")
         assert header.count(r"\\") == 2
         assert rows.count(r"\\") == 3, "a row for each curve in round 1"
-    assert r"lt & 500 & 1 & 80.00 & 2 & 92.00 $\pm$ 0.00 & $+$1.00 \\" in text
-    assert r"to lt, rewind\_iter=0 with" in text
-    assert not re.search(r"(?<!\\)[%_#]|[<>±]", text)
+    assert r"lt, rewind\_iter=500 & 80.00 & 2 & 92.00 $\pm$ 0.00 & $+$1.00 \\" in text
+    assert r"to the baseline (lt, rewind\_iter=0) are" in text
+    assert not re.search(r"(?<!\\)[%_#]|[<>±]", "".join(tables))
 
 
 @pytest.mark.parametrize("name", combine_plots.COLUMNS)
@@ -1042,6 +1041,12 @@ def test_headers_have_two_lines(name):
     title = combine_plots.COLUMNS[name]
     assert " ".join(combine_plots.two_lines(title)) == title
     assert max(map(len, combine_plots.two_lines(title))) <= combine_plots.LINE
+
+
+def test_rounds_without_results_leave_latex_empty(two_folders, capsys):
+    combine_all(two_folders, "--latex=table.tex", "--rounds=7")
+    assert "--latex: there are no results of the rounds in --rounds" in capsys.readouterr().err
+    assert "tabular" not in (two_folders[0].parent / "here/table.tex").read_text()
 
 
 def test_text_in_pdf_and_svg_stays_text(two_folders):
