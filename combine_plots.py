@@ -427,7 +427,7 @@ def as_text(table, baseline):
     lines = textwrap.wrap(text, 100)
     names = table.columns[: table.columns.get_loc("round") + 1]
     cells = as_cells(table, names.drop(["arch_type", "dataset", "curve"]), COLUMNS)
-    return "\n".join([*lines, "", cells.to_string(index=False)])
+    return "\n".join([*lines, "", cells.to_string(index=False, sparsify=False)])
 
 
 def as_latex(table, baseline, rounds):
@@ -452,6 +452,7 @@ def as_latex(table, baseline, rounds):
             column_format="@{}l" + r"@{\hspace{6pt}}r" * (cells.shape[1] - 1) + "@{}",
             hrules=True,
             position_float="centering",
+            sparse_columns=False,
         )
         tables.append(text.replace(r"\centering", r"\centering\footnotesize"))
     return tables
@@ -876,5 +877,6 @@ def parse_args(argv=None):
 
 if __name__ == "__main__":
     os.environ["MPLBACKEND"] = "agg"  # a notebook's backend works only in its own process
+    sys.stdout.reconfigure(errors="replace")  # an ASCII terminal has no ±
     with utils.one_line_errors("combine_plots.py"):
         main(parse_args())

@@ -885,7 +885,8 @@ def test_a_dozen_curves_look_different(tmp_path):
     curves = [f"lt, lr={i}" for i in range(9)] + ["lt", "random", "reinit"]
     styles = combine_plots.styles(curves)
     assert set(styles) == set(curves)
-    assert len(set(styles.values())) == 12
+    assert len({(colour, dashes) for colour, _, dashes in styles.values()}) == 12
+    assert len({marker for _, marker, _ in styles.values()}) == len(combine_plots.MARKERS) == 11
     for prune_type in utils.PRUNE_TYPES:
         assert styles[prune_type] == combine_plots.styles([prune_type])[prune_type]
 
@@ -1030,6 +1031,7 @@ def test_latex_is_escaped_and_has_headers_of_two_lines(two_folders):
         body = table.split(r"\toprule")[1]
         header, rows = body.split(r"\bottomrule")[0].split(r"\midrule")
         assert header.count(r"\\") == 2
+        assert "multicolumn" not in header, "a line of a header belongs to two columns"
         assert rows.count(r"\\") == 3, "a row for each curve in round 1"
     assert r"lt, rewind\_iter=500 & 80.00 & 2 & 92.00 $\pm$ 0.00 & $+$1.00 \\" in text
     assert r"to the baseline (lt, rewind\_iter=0) are" in text

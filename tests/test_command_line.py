@@ -103,6 +103,13 @@ def test_the_page_of_files_lists_all_files_and_no_others(output):
         assert any(re.fullmatch(pattern, name) for name in found), path
 
 
+def test_the_table_can_be_printed_in_ascii(output, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    result = command("combine_plots.py", f"--output_dir={output}")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Mean ? standard deviation" in result.stdout
+
+
 def test_arrays_load_with_and_without_allow_pickle(output):
     dumps = output / "dumps/lt/fc1/digits"
     for path in dumps.glob("*.dat"):
