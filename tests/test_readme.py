@@ -334,6 +334,22 @@ def test_the_results_are_those_of_the_file():
         assert cells.split(" | ") == [shown(c, column, percent) for c in ("lt", "reinit", "random")]
 
 
+def test_the_example_has_the_numbers_of_its_file():
+    table = pd.read_csv(ROOT / "docs/mnist_lenet5.csv", dtype=str, keep_default_na=False)
+    known = table.columns.get_loc("round")
+    numbers = table[table.columns[known:]].apply(pd.to_numeric)
+    table = pd.concat([table[table.columns[:known]], numbers], axis=1)
+    printed = combine_plots.as_text(table, "lt, rewind_iter=0").splitlines()
+    page = (ROOT / "docs/comparing.md").read_text()
+    shown = page.partition("begin:\n\n```\n")[2].partition("\n```")[0].splitlines()
+    assert len(shown) == 2 + 3
+    for line in shown:
+        assert any(other.startswith(line) for other in printed), line
+    for text in ("+0.07", "-0.19 to +0.33", "-0.52 to -0.05"):
+        assert all(part in "\n".join(shown) for part in text.split(" to "))
+        assert text in page
+
+
 def test_the_readme_has_the_ratios_of_the_page_on_speed():
     section = README.partition("\n## Speed\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| .* \| \d \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", section, re.M)
