@@ -464,10 +464,10 @@ def caption(table, baseline, columns):
     titles = "; ".join(COLUMNS[name] for name in columns)
     text = f"{arch_type} on {dataset}: {titles}. Mean ± standard deviation over seeds."
     if table["pairs"].any():
-        text += (
-            f" Differences to the baseline ({baseline}) are paired by seed, at equal density, with "
-            "95% confidence intervals (t distribution) for three or more seeds."
-        )
+        text += f" Differences to the baseline ({baseline}) are paired by seed, at equal density"
+        if table["pairs"].max() >= 3:
+            text += ", with 95% confidence intervals (t distribution) for three or more seeds"
+        text += "."
     if "earlystop" in columns and table["earlystop_at_end"].any():
         text += (
             " >=: at least one seed stopped early at its last evaluation, so its rounds may be too "

@@ -952,7 +952,9 @@ def test_two_pairs_have_no_interval(tmp_path, capsys):
         write_run(tmp_path, "reinit", [89 + seed], seed)
     (row,) = differences(tmp_path).values()
     assert (row["bestaccuracy_difference"], row["bestaccuracy_difference_low"]) == ("-1.0", "")
-    assert "[" not in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "[" not in output
+    assert "confidence" not in output
 
 
 def test_rounds_of_equal_density_are_compared(tmp_path):
