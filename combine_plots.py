@@ -119,19 +119,19 @@ def find_runs(args):
     """Yield the utils.Files of all runs with results that the flags select."""
     known = set()
     for folder in args.output_dir:
+        path = Path(folder).resolve()
+        if path in known:
+            warn(f"{folder} is given twice")
+            continue
+        known.add(path)
         found = [
             files
             for files in utils.find_results(folder)
             if args.arch_type in (None, files.arch_type) and args.dataset in (None, files.dataset)
         ]
-        path = Path(folder).resolve()
-        if path in known:
-            warn(f"{folder} is given twice")
-        elif found:
-            yield from found
-        elif len(args.output_dir) > 1:
+        if not found and len(args.output_dir) > 1:
             warn(f"{folder} has no results")
-        known.add(path)
+        yield from found
 
 
 def read_runs(found):
@@ -539,7 +539,7 @@ def draw_run(files):
         if not files.figure(f"LossVsAccuracy_{round_}").exists():
             draw_round(files, round_)
     runs = read_run(files).assign(curve=files.prune_type, seed=files.seed)
-    plot_accuracy(files.figure("AccuracyVsWeights"), runs, files.title)
+    plot_columns(files.figure("AccuracyVsWeights"), runs, ["bestaccuracy"], files.title)
 
 
 def draw_round(files, round_):
@@ -570,15 +570,20 @@ def plot_round(path, losses, accuracies, title):
         below.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
-def plot_accuracy(path, runs, title, shared=False):
-    """Plot test accuracy against the percentage of weights remaining, starting with 100.
+def plot_columns(path, runs, columns, title, shared=False):
+    """Plot some of COLUMNS against the percentage of weights remaining, with a panel for each.
 
     `runs` has a row per round and run, and the columns of read_runs.
     """
     many = runs["curve"].nunique() > MANY_CURVES
-    with figure(path, wide=many, shared=shared) as ((axes,), sns):
-        plot_curves(axes, sns, runs, "bestaccuracy", err_style="bars" if many else "band")
-        legend_above(axes, with_seeds(runs), title, ncols=1 + many)
+    err_style = "bars" if many or len(columns) > 1 else "band"
+    with figure(path, rows=len(columns), wide=many, shared=shared) as (panels, sns):
+        for axes, column in zip(panels, columns, strict=True):
+            first = axes is panels[0]
+            plot_curves(axes, sns, runs, column, err_style=err_style, legend=first)
+            if column == "earlystop":
+                mark_last_evaluations(axes, runs)
+        legend_above(panels[0], with_seeds(runs), title, ncols=1 + many)
 
 
 # ---- The figures of several runs -----------------------------------------------------------------
@@ -598,13 +603,13 @@ def draw_experiment(args, runs, log):
         return utils.combined_figure(folder, name, arch_type, dataset, args.format)
 
     path = path_of("combined")
-    plot_accuracy(path, runs, title, shared=True)
+    plot_columns(path, runs, ["bestaccuracy"], title, shared=True)
     print(f"{path}: test accuracy at best validation, {OVER_SEEDS}; {describe(runs)}")
 
     complete = runs.dropna(subset=[*COLUMNS])
     if not complete.empty:
         path = path_of("earlystop")
-        plot_early_stopping(path, complete, title)
+        plot_columns(path, complete, EARLY_STOPPING, title, shared=True)
         text = (
             "early-stopping iteration, test accuracy at early stopping and at the end of training"
         )
@@ -636,22 +641,13 @@ def describe(runs):
     return text
 
 
-def plot_early_stopping(path, runs, title):
-    """Plot the panels of the paper's Figure 4 in a column: means, with bars for the range."""
-    many = runs["curve"].nunique() > MANY_CURVES
-    with figure(path, rows=3, wide=many, shared=True) as (panels, sns):
-        for axes, name in zip(panels, EARLY_STOPPING, strict=True):
-            plot_curves(axes, sns, runs, name, err_style="bars", legend=axes is panels[0])
-        mark_last_evaluations(panels[0], runs)
-        legend_above(panels[0], with_seeds(runs), title, ncols=1 + many)
-
-
 def mark_last_evaluations(axes, runs):
     """Open the markers of early-stopping iterations that are a seed's last evaluation."""
     groups = runs.groupby(["curve", "round"], sort=False)
     means = groups[["weights_remaining", "earlystop", "earlystop_at_end"]].mean()
+    found = styles(runs["curve"])
     for curve, points in means[means["earlystop_at_end"] > 0].groupby("curve"):
-        colour, marker, _ = styles(runs["curve"])[curve]
+        colour, marker, _ = found[curve]
         axes.plot(
             points["weights_remaining"],
             points["earlystop"],

@@ -433,8 +433,8 @@ def check_iterations(args, examples):
 
 def hold_out(args, data):
     """Return the data of a trial: its seed chooses `--val_size` training examples for `val`."""
-    train, val = archs.split(data.train, args.seed, args.val_size)
-    return dataclasses.replace(data, train=train, val=val if args.val_size else data.test)
+    train, val, _ = archs.split(data.train, data.test, args.seed, args.val_size)
+    return dataclasses.replace(data, train=train, val=val)
 
 
 def iterations(args, examples):

@@ -131,30 +131,32 @@ def load(dataset, data_dir, train):
 def load_split(dataset, data_dir, seed=0, val_size=None):
     """Return the training, validation and test examples of a run, three pairs as `load` returns.
 
-    `seed` and `val_size` are those of the run; None is the dataset's validation size. If it is 0,
-    the test examples also serve for validation. Raises what `load` and `split` raise.
+    `seed` and `val_size` are those of the run; None is the dataset's validation size. Raises what
+    `load` and `split` raise.
     """
     if val_size is None:
         val_size = facts(dataset).VAL_SIZE
-    train, val = split(load(dataset, data_dir, train=True), seed, val_size)
+    train = load(dataset, data_dir, train=True)
     test = load(dataset, data_dir, train=False)
-    return train, val if val_size else test, test
+    return split(train, test, seed, val_size)
 
 
-def split(examples, seed, val_size):
-    """Return the training and the validation examples of a run, from all training examples.
+def split(train, test, seed, val_size):
+    """Return the training, validation and test examples of a run, from those of the dataset.
 
-    All are pairs of images and labels. The seed chooses `val_size` examples for validation. Raises
-    ValueError if none are left for training.
+    All are pairs of images and labels. The seed chooses `val_size` training examples for
+    validation; if it is 0, the test examples serve for it. Raises ValueError if no training
+    examples are left.
     """
-    images, labels = examples
+    images, labels = train
     if not 0 <= val_size < len(labels):
         raise ValueError(f"val_size must be in [0, {len(labels)}), not {val_size}")
     sequence = np.random.SeedSequence(seed)
     generator = torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
     order = torch.randperm(len(labels), generator=generator)  # on the CPU: the same everywhere
-    train, val = order.to(labels.device).split([len(labels) - val_size, val_size])
-    return (images[train], labels[train]), (images[val], labels[val])
+    kept, held_out = order.to(labels.device).split([len(labels) - val_size, val_size])
+    val = (images[held_out], labels[held_out]) if val_size else test
+    return (images[kept], labels[kept]), val, test
 
 
 def _name(dtype):

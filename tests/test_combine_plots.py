@@ -6,6 +6,7 @@ import json
 import math
 import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,14 +32,15 @@ def write_curve(folder, kind, accuracies, percent=20):
 @pytest.fixture
 def drawn(monkeypatch):
     """The points in each figure of accuracy, {file name: [(curve, percent, accuracy), ...]}."""
-    found, plot = {}, combine_plots.plot_accuracy
+    found, plot = {}, combine_plots.plot_columns
 
-    def spy(path, runs, title, **options):
-        columns = runs[["curve", "weights_remaining", "bestaccuracy"]]
-        found[path.name] = list(columns.itertuples(index=False, name=None))
-        plot(path, runs, title, **options)
+    def spy(path, runs, columns, title, **options):
+        if columns == ["bestaccuracy"]:
+            points = runs[["curve", "weights_remaining", "bestaccuracy"]]
+            found[path.name] = list(points.itertuples(index=False, name=None))
+        plot(path, runs, columns, title, **options)
 
-    monkeypatch.setattr(combine_plots, "plot_accuracy", spy)
+    monkeypatch.setattr(combine_plots, "plot_columns", spy)
     return found
 
 
@@ -804,11 +806,10 @@ def test_runs_of_several_folders_are_overlaid(two_folders, drawn, capsys):
     output, error = capsys.readouterr()
     assert "lt, rewind_iter=500 with 2 rounds and 2 seeds" in output
     assert error == ""
-    here = two_folders[0].parent / "here"
-    assert (here / "plots/lt/combined_plots/combined_fc1_mnist.png").exists()
+    assert Path("plots/lt/combined_plots/combined_fc1_mnist.png").exists()
     assert not any((folder / "plots").exists() for folder in two_folders)
 
-    rows = read_csv(here / "table.csv")
+    rows = read_csv(Path("table.csv"))
     assert [(row["prune_type"], row["rewind_iter"], row["trials"]) for row in rows] == [
         ("lt", "0", "2"),
         ("lt", "0", "2"),
@@ -817,7 +818,7 @@ def test_runs_of_several_folders_are_overlaid(two_folders, drawn, capsys):
         ("reinit", "", "1"),
         ("reinit", "", "1"),
     ]
-    rows = read_csv(here / "new/raw.csv")
+    rows = read_csv(Path("new/raw.csv"))
     columns = ("curve", "rewind_iter", "seed", "round", "bestaccuracy", "earlystop")
     assert len(rows) == 10
     assert [rows[7][name] for name in columns] == [
@@ -971,14 +972,14 @@ def test_rounds_of_equal_density_are_compared(tmp_path):
 def test_several_curves_of_lt_need_a_named_baseline(two_folders, capsys):
     flags = ("--csv=table.csv",)
     combine_all(two_folders, *flags)
-    rows = read_csv(two_folders[0].parent / "here/table.csv")
+    rows = read_csv(Path("table.csv"))
     assert not any(row["bestaccuracy_difference"] for row in rows)
     output = " ".join(capsys.readouterr().out.split())
     assert "For differences between curves, name one of them with --baseline." in output
     assert "paired" not in output
 
     combine_all(two_folders, *flags, "--baseline=lt, rewind_iter=0")
-    rows = read_csv(two_folders[0].parent / "here/table.csv")
+    rows = read_csv(Path("table.csv"))
     found = [(row["curve"], row["bestaccuracy_difference"]) for row in rows if row["round"] == "1"]
     assert found == [("lt, rewind_iter=0", ""), ("lt, rewind_iter=500", "1.0"), ("reinit", "-3.0")]
 
@@ -1025,7 +1026,7 @@ def test_early_stopping_at_the_last_evaluation_is_marked(tmp_path, figures, caps
 
 def test_latex_is_escaped_and_has_headers_of_two_lines(two_folders):
     combine_all(two_folders, "--latex=table.tex", "--rounds=1", "--baseline=lt, rewind_iter=0")
-    text = (two_folders[0].parent / "here/table.tex").read_text()
+    text = Path("table.tex").read_text()
     tables = text.split("\\begin{table}")[1:]
     assert len(tables) == len(combine_plots.COLUMNS)
     for table, title in zip(tables, combine_plots.COLUMNS.values(), strict=True):
@@ -1050,13 +1051,13 @@ def test_headers_have_two_lines(name):
 def test_rounds_without_results_leave_latex_empty(two_folders, capsys):
     combine_all(two_folders, "--latex=table.tex", "--rounds=7")
     assert "--latex: there are no results of the rounds in --rounds" in capsys.readouterr().err
-    assert "tabular" not in (two_folders[0].parent / "here/table.tex").read_text()
+    assert "tabular" not in Path("table.tex").read_text()
 
 
 def test_text_in_pdf_and_svg_stays_text(two_folders):
     for extension in ("pdf", "svg"):
         combine_all(two_folders, f"--format={extension}")
-    folder = two_folders[0].parent / "here/plots/lt/combined_plots"
+    folder = Path("plots/lt/combined_plots")
     assert {path.name for path in folder.iterdir()} == {
         f"{name}_fc1_mnist.{extension}"
         for name in ("combined", "earlystop")

@@ -43,16 +43,12 @@ def test_using_a_ticket(scratch):
     use = block("python", README, "## Using a ticket")
     train = block("python", README, "keeps the pruned weights at zero")
     measure = """
-def accuracy(images, labels):
-    hits = model((images / 255 - mean) / std).argmax(1) == labels
-    return 100 * hits.double().mean().item()
-
-
 def training_loss():
     return torch.nn.functional.cross_entropy(model((images / 255 - mean) / std), labels).item()
 
 
-print(accuracy(*test) - ticket["test_accuracy"], training_loss())
+hits = model((test[0] / 255 - mean) / std).argmax(1) == test[1]
+print(100 * hits.double().mean().item() - ticket["test_accuracy"], training_loss())
 torch.manual_seed(0)
 """
     start, loop = train.split("for batch", 1)
