@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.collections import FillBetweenPolyCollection, LineCollection
 from matplotlib.image import imread
 from scipy import stats
 from torch import nn
@@ -890,6 +891,26 @@ def test_a_dozen_curves_look_different(tmp_path):
     assert len({marker for _, marker, _ in styles.values()}) == len(combine_plots.MARKERS) == 11
     for prune_type in utils.PRUNE_TYPES:
         assert styles[prune_type] == combine_plots.styles([prune_type])[prune_type]
+
+
+@pytest.mark.parametrize(("curves", "width", "bars"), [(6, 3.5, False), (7, 7, True)])
+def test_many_curves_get_a_wide_figure_with_bars(curves, width, bars, tmp_path, monkeypatch):
+    for i in range(curves):
+        for seed in range(2):
+            write_run(tmp_path / str(i), "lt", [90 + i + seed, 91], seed, end_iter=1 + i)
+    found = {}
+
+    def look(path, save, **_):
+        figure = figure_of(save)
+        (axes,) = figure.axes
+        found[figure.get_figwidth()] = [type(shape) for shape in axes.collections]
+
+    monkeypatch.setattr(utils, "write", look)
+    runs, _ = combine_plots.read_runs(
+        [files for i in range(curves) for files in utils.find_results(tmp_path / str(i))]
+    )
+    combine_plots.plot_columns(tmp_path / "figure.png", runs, ["bestaccuracy"], "title")
+    assert found == {width: [LineCollection if bars else FillBetweenPolyCollection] * curves}
 
 
 def test_large_seeds_are_told_apart(tmp_path, drawn, capsys):
