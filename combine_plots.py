@@ -8,6 +8,7 @@ architecture and dataset it draws, and prints as a table,
 - test accuracy against the percentage of weights remaining;
 - early-stopping iteration, and test accuracy at early stopping and at the end of training, as in
   the paper's Figure 4;
+- test accuracy of the untrained tickets;
 - test accuracy during training for some rounds, as in the paper's Figure 3.
 
 Seeds with the same settings give a mean and a range. Runs with different settings get a curve each,
@@ -35,13 +36,21 @@ import utils
 
 # matplotlib, pandas, SciPy and seaborn take seconds to import, so functions that need them do it.
 
-EARLY_STOPPING = {  # the arrays in the paper's Figure 4, and their axes
+COLUMNS = {  # arrays with a value per round
+    "bestaccuracy": "test accuracy at best validation (%)",
     "earlystop": "early-stopping iteration",
     "earlystopaccuracy": "test accuracy at early stopping (%)",
     "finalaccuracy": "test accuracy at the end of training (%)",
+    "untrained": "test accuracy before training (%)",
+    "trainaccuracy": "training accuracy at the end (%)",
 }
-COLUMNS = {"bestaccuracy": "test accuracy at best validation (%)", **EARLY_STOPPING}
-LOGGED = ("round", "epoch", "iteration", "weights_remaining", "test_accuracy")
+FIGURES = {
+    "combined": ["bestaccuracy"],
+    "earlystop": ["earlystop", "earlystopaccuracy", "finalaccuracy"],  # the paper's Figure 4
+    "untrained": ["untrained"],
+}
+# Evaluations of untrained tickets have no training loss, and are left out.
+LOGGED = ("round", "epoch", "iteration", "weights_remaining", "train_loss", "test_accuracy")
 COLOURS = [f"C{i}" for i in range(10)]
 MARKERS = "osD^v<>*dpH"  # filled ones
 MANY_CURVES = 6  # more need a figure as wide as a page, and bars instead of bands
@@ -144,7 +153,7 @@ def read_runs(found):
     import pandas as pd
 
     results = {}
-    for files in sorted(found, key=lambda files: utils.PRUNE_TYPES.index(files.prune_type)):
+    for files in sorted(found, key=lambda files: [*utils.PRUNE_TYPES].index(files.prune_type)):
         run = read_run(files)
         if run is not None:
             results[files] = run
@@ -212,8 +221,9 @@ def read_run(files):
         for name, path in paths.items():
             if not path.exists():  # of an older version
                 continue
-            arrays[name] = utils.read_array(path)
-            if name != "earlystop" and not all(0 <= value <= 100 for value in arrays[name]):
+            arrays[name] = values = utils.read_array(path)
+            # NaN is a round of an older version.
+            if name != "earlystop" and ((values < 0) | (values > 100)).any():
                 raise utils.BadInput(f"{path} has values that are not percentages")
     except utils.BadInput as error:
         warn(f"left out: {error}")
@@ -338,9 +348,9 @@ def follows(name, values):
 
 def as_flag(value):
     """Return a setting as text, as on the command line."""
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return "none" if value is None else str(value)
+    if value in (None, []):
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def warn(message):
@@ -426,8 +436,12 @@ def as_text(table, baseline):
         text += " For differences between curves, name one of them with --baseline."
     lines = textwrap.wrap(text, 100)
     names = table.columns[: table.columns.get_loc("round") + 1]
-    cells = as_cells(table, names.drop(["arch_type", "dataset", "curve"]), COLUMNS)
-    return "\n".join([*lines, "", cells.to_string(index=False, sparsify=False)])
+    names = names.drop(["arch_type", "dataset", "curve"])
+    columns = [*COLUMNS]
+    for side_by_side in columns[:3], columns[3:]:
+        cells = as_cells(table, names, side_by_side)
+        lines += ["", cells.to_string(index=False, sparsify=False)]
+    return "\n".join(lines)
 
 
 def as_latex(table, baseline, rounds):
@@ -499,7 +513,7 @@ def as_cells(table, names, columns):
 
         parts = table[[f"{name}_difference", f"{name}_difference_low", f"{name}_difference_high"]]
         if parts.notna().any(axis=None):
-            title = re.sub("test accuracy|iteration", "difference", title)
+            title = re.sub("test accuracy|training accuracy|iteration", "difference", title)
             cells[two_lines(title)] = [mean_and_interval(*row, digits) for row in parts.to_numpy()]
     return pd.DataFrame(cells, index=table.index)
 
@@ -602,18 +616,15 @@ def draw_experiment(args, runs, log):
     def path_of(name):
         return utils.combined_figure(folder, name, arch_type, dataset, args.format)
 
-    path = path_of("combined")
-    plot_columns(path, runs, ["bestaccuracy"], title, shared=True)
-    print(f"{path}: test accuracy at best validation, {OVER_SEEDS}; {describe(runs)}")
-
-    complete = runs.dropna(subset=[*COLUMNS])
-    if not complete.empty:
-        path = path_of("earlystop")
-        plot_columns(path, complete, EARLY_STOPPING, title, shared=True)
-        text = (
-            "early-stopping iteration, test accuracy at early stopping and at the end of training"
-        )
-        print(f"{path}: {text}, {OVER_SEEDS}")
+    print(f"{title}: {describe(runs)}")
+    for name, columns in FIGURES.items():
+        complete = runs.dropna(subset=columns)
+        if complete.empty:  # results of an older version
+            continue
+        path = path_of(name)
+        plot_columns(path, complete, columns, title, shared=True)
+        content = ", ".join(COLUMNS[column].removesuffix(" (%)") for column in columns)
+        print(f"{path}: {content}; {OVER_SEEDS}")
 
     training = log[log["round"].isin(args.rounds)]
     if not training.empty:
@@ -799,7 +810,7 @@ def styles(curves):
     """
     numbers = {}
     for curve in set(curves).intersection(utils.PRUNE_TYPES):
-        numbers[curve] = utils.PRUNE_TYPES.index(curve)
+        numbers[curve] = [*utils.PRUNE_TYPES].index(curve)
     free = (number for number in itertools.count() if number not in numbers.values())
     for curve in dict.fromkeys(curves):
         if curve not in numbers:
@@ -837,7 +848,7 @@ def set_percent_axis(axes, percents):
 
 def parse_args(argv=None):
     """Return the settings from the command line. Exits with status 2 if they are unusable."""
-    parser = utils.Parser(description=__doc__.partition("\n\n")[0])
+    parser = utils.Parser(__doc__.partition("\n\n")[0])
     # fmt: off
     add = parser.add_argument
     add("--arch_type", metavar="NAME",

@@ -16,6 +16,7 @@ J. Frankle and M. Carbin, "The Lottery Ticket Hypothesis: Finding Sparse, Traina
 Networks", ICLR 2019.
 """
 
+import argparse
 import bisect
 import copy
 import dataclasses
@@ -136,6 +137,8 @@ def train(args, state, data, run):
     state.model.train()
     step = Step(args, state, data)
     with utils.Log(args, state, steps, end) as log:
+        if state.iteration == first_iteration(args, state) and not state.rows[-1]:
+            log.add(measure(args, state, data, steps, end))  # of the untrained ticket
         while state.iteration < end:
             step()
 
@@ -152,6 +155,11 @@ def train(args, state, data, run):
         utils.save_round(run, state, log)
     combine_plots.draw_run(run.files)
     run.checkpoint(state)  # a signal may have arrived since
+
+
+def first_iteration(args, state):
+    """Return the iteration at which the round starts: 0, or that of the weights it resets to."""
+    return args.rewind_iter if state.round else 0
 
 
 def row_due(args, iteration, steps, end):
@@ -265,7 +273,7 @@ def next_masks(run, state, percents):
         masks = utils.read_masks(run, next_round, dense_masks(state.model))
     else:
         masks = prune(prunable(state.model), state.masks, percents, args.prune_scope)
-    if args.prune_type == "random":
+    if utils.PRUNE_TYPES[args.prune_type].random_masks:
         seed_torch(args.seed, next_round, 0)
         masks = random_masks(masks, state.masks)
     return masks
@@ -292,22 +300,68 @@ def random_masks(masks, current):
 
 
 def reset(args, state, masks):
-    """Start the next round: reset the survivors to their original values, or to new ones (reinit).
+    """Start the next round: reset the survivors to what utils.PRUNE_TYPES says.
 
-    The optimizer and everything else that the network holds are reset as well.
+    Everything else that the network holds is reset as well, unless it keeps its trained weights.
+    The optimizer starts afresh.
     """
+    kind = utils.PRUNE_TYPES[args.prune_type]
     state.round += 1
-    state.iteration = args.rewind_iter  # training continues from where `initial` was saved
+    state.iteration = first_iteration(args, state)
     state.seconds = 0.0
     state.rows.append([])
     utils.restore(state.masks, masks)
-    if args.prune_type == "reinit":
-        state.model.load_state_dict(new_model(args, state.round).state_dict())
-    else:
+    if kind.network == "initial":
         state.model.load_state_dict(state.initial)
+    elif kind.network == "new":
+        state.model.load_state_dict(new_model(args, state.round).state_dict())
+    if kind.weights:
+        replace_weights(args, state, kind)
     apply_masks(state.model, state.masks)
     utils.restore(state.optimizer_state, new_optimizer_state(args, state.model))
     state.loss.zero_()
+
+
+@torch.no_grad()
+def replace_weights(args, state, kind):
+    """Replace the initial weights, which the network holds, as a utils.PruneType says.
+
+    In each layer, survivors become their initial values in random order ("shuffled"), the standard
+    deviation of all initial weights with random signs ("constant"), or the weights that reinit
+    draws ("new"). If `kind` is signed, each keeps the sign of its initial value.
+
+    H. Zhou, J. Lan, R. Liu and J. Yosinski, "Deconstructing Lottery Tickets: Zeros, Signs, and the
+    Supermask", NeurIPS 2019, section 4.
+    """
+    drawn = prunable(new_model(args, state.round))
+    seed_torch(args.seed, state.round, 0)
+    for name, weight in prunable(state.model).items():
+        initial = weight.cpu()  # draws on the CPU are the same for every device
+        if kind.weights == "new":
+            values = drawn[name]
+        elif kind.weights == "constant":
+            signs = 1 - 2 * torch.randint(2, initial.shape)
+            values = initial.std(correction=0) * signs
+        else:
+            values = shuffle(initial, state.masks[name].cpu(), kind.signed)
+        if kind.signed:
+            values = values.abs() * initial.sign()
+        weight.copy_(values)
+
+
+def shuffle(weights, mask, signed):
+    """Return a copy of a layer's weights in which the survivors have changed places at random.
+
+    If `signed`, positive and negative ones change places only among themselves.
+    """
+    groups = [mask]
+    if signed:
+        groups = [mask & (weights > 0), mask & (weights < 0)]
+    shuffled = weights.clone()
+    for group in groups:
+        values = weights[group]
+        shuffled[group] = values[torch.randperm(len(values))]
+    return shuffled
 
 
 @torch.no_grad()
@@ -623,7 +677,7 @@ class Step:
         self.batches.copy_(order[: self.batches.numel()].view_as(self.batches))
 
         first = epoch * self.steps
-        rates = [learning_rate(self.args, first + i) for i in range(self.steps)]
+        rates = [learning_rate(self.args, self.state.round, first + i) for i in range(self.steps)]
         self.rates.copy_(torch.tensor(rates, dtype=torch.float64))
         self.position.fill_(index)
         if index == 0:
@@ -727,8 +781,14 @@ def forward(args, model, data, images):
         return model(data.normalize(images)).float()
 
 
-def learning_rate(args, iteration):
-    """Return the rate after `iteration` iterations: linear warm-up, drops at the milestones."""
+def learning_rate(args, round_, iteration):
+    """Return the rate after `iteration` iterations: linear warm-up, drops at the milestones.
+
+    After the first round, finetune uses the last rate of this schedule only (A. Renda, J. Frankle
+    and M. Carbin, "Comparing Rewinding and Fine-tuning in Neural Network Pruning", ICLR 2020).
+    """
+    if round_ and utils.PRUNE_TYPES[args.prune_type].last_rate:
+        return args.lr * args.lr_gamma ** len(args.lr_milestones)
     rate = args.lr
     if args.warmup_iter:
         rate *= min(1, (iteration + 1) / args.warmup_iter)
@@ -800,25 +860,27 @@ def augment(images):
 def measure(args, state, data, steps, end):
     """Return the measurements of a log row, {name: number}.
 
-    These are the mean training loss of the epoch so far and, if it is due, an evaluation. Raises
-    utils.Failure if a loss is not finite.
+    These are the mean training loss of the epoch so far, an evaluation before the first iteration
+    and whenever it is due, and the training accuracy at the end of the round. Raises utils.Failure
+    if a loss is not finite.
     """
-    started_at = args.rewind_iter if state.round else 0
-    trained = (state.iteration - 1) % steps + 1  # iterations of this epoch
-    trained = min(trained, state.iteration - started_at)  # a rewound round starts within one
-    row = {"train_loss": state.loss.item() / trained}
-
-    if evaluation_due(args, state.iteration, steps, end):
+    row = {}
+    trained = state.iteration - first_iteration(args, state)
+    if trained:
+        trained = min(trained, (state.iteration - 1) % steps + 1)  # in this epoch
+        row["train_loss"] = state.loss.item() / trained
+    if not trained or evaluation_due(args, state.iteration, steps, end):
         val_loss, val_accuracy = evaluate(args, state.model, data, data.val)
         test_accuracy = val_accuracy
         if data.val is not data.test:
             _, test_accuracy = evaluate(args, state.model, data, data.test)
-        state.model.train()
         row |= {
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             "test_accuracy": test_accuracy,
         }
+    if state.iteration == end:
+        _, row["train_accuracy"] = evaluate(args, state.model, data, data.train)
 
     if not all(map(math.isfinite, row.values())):
         epoch = math.ceil(state.iteration / steps)
@@ -833,7 +895,7 @@ def measure(args, state, data, steps, end):
 def evaluate(args, model, data, examples):
     """Return the mean loss and the accuracy in percent over all examples, a part of `data`.
 
-    The model is left in eval mode.
+    The model is in training mode afterwards.
     """
     model.eval()
     images, labels = examples
@@ -843,6 +905,7 @@ def evaluate(args, model, data, examples):
         logits = forward(args, model, data, x)
         loss += F.cross_entropy(logits, y, reduction="sum")
         correct += (logits.argmax(1) == y).sum()
+    model.train()
     loss, correct = torch.stack([loss, correct]).tolist()
     return loss / len(labels), 100 * correct / len(labels)
 
@@ -886,36 +949,80 @@ def describe_run(args, model, percents, data, trials):
 
 def parse_args(argv=None):
     """Return the settings from the command line. Exits with status 2 if they are unusable."""
-    parser = utils.Parser(
-        description=__doc__.partition("\n\n")[0],
-        epilog="Example: %(prog)s --dataset=digits --prune_percent=20 --prune_iterations=16"
-        " --end_iter=20",
-    )
+    argv = sys.argv[1:] if argv is None else argv
+    prune_types = [f"  {name:15}  {kind.meaning}" for name, kind in utils.PRUNE_TYPES.items()]
+    epilog = [
+        "prune types, and what the survivors of a round become:",
+        *prune_types,
+        "",
+        "Example: %(prog)s --dataset=digits --prune_percent=20 --prune_iterations=16 --end_iter=20",
+    ]
+    parser = utils.Parser(__doc__.partition("\n\n")[0], epilog="\n".join(epilog))
     add_flags(parser)
     args = parser.parse_args(argv)
+    check_architecture(parser, args)
+    if args.paper:
+        args = parse_with_paper(parser, args, argv)
+        check_architecture(parser, args)
+    del args.paper  # what it stands for is recorded
+
+    if args.masks_from == "none":
+        args.masks_from = None
+    if args.seed + args.trials > SEEDS:
+        parser.error(f"--trials={args.trials} needs seeds beyond {SEEDS - 1}")
+    kind = utils.PRUNE_TYPES[args.prune_type]
+    if kind.last_rate and not args.lr_milestones and args.warmup_iter <= 1:
+        parser.error(
+            f"--prune_type={args.prune_type} equals lr_rewind if the learning rate is constant: "
+            "give --lr_milestones or --warmup_iter"
+        )
+    for name, reason in utils.REFUSED.get(args.prune_type, {}).items():
+        if getattr(args, name):
+            parser.error(f"--{name} is not for --prune_type={args.prune_type}: {reason}")
+
+    if args.val_size is None:
+        args.val_size = archs.facts(args.dataset).VAL_SIZE
+    for name, other in utils.FOLLOWS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(args, other))
+    args.lr_milestones.sort()
+    return args
+
+
+def check_architecture(parser, args):
+    """Exit with status 2 if the dataset's facts are wrong or the architecture is not for it."""
     try:
-        facts = archs.facts(args.dataset)
+        archs.facts(args.dataset)
     except ValueError as error:
         parser.error(str(error))
-
     names = archs.architectures(args.dataset)
     if args.arch_type not in names:
         parser.error(
             f"--arch_type={args.arch_type} does not support --dataset={args.dataset}; "
             f"these do: {', '.join(names)}"
         )
-    if args.seed + args.trials > SEEDS:
-        parser.error(f"--trials={args.trials} needs seeds beyond {SEEDS - 1}")
-    for name, reason in utils.REFUSED.get(args.prune_type, {}).items():
-        if getattr(args, name):
-            parser.error(f"--{name} is not for --prune_type={args.prune_type}: {reason}")
 
-    if args.val_size is None:
-        args.val_size = facts.VAL_SIZE
-    for name, other in utils.FOLLOWS.items():
-        if getattr(args, name) is None:
-            setattr(args, name, getattr(args, other))
-    args.lr_milestones.sort()
+
+def parse_with_paper(parser, args, argv):
+    """Return the settings from the command line, with the paper's settings as the defaults.
+
+    `args` are the settings without them. Print those of the paper's that `argv` does not override.
+    """
+    flags = archs.paper_flags(args.dataset, args.arch_type)
+    if not flags:
+        parser.error(f"--paper: the file of {args.arch_type} does not define PAPER")
+    if args.prune_type in ("reinit", "random"):
+        flags.append("--masks_from=lt")
+    if any(text.startswith("--end_iter") for text in argv):  # --max_iter takes precedence over it
+        flags = [flag for flag in flags if not flag.startswith("--max_iter")]
+    paper = parser.parse_args(flags)
+    args = parser.parse_args([*flags, *argv])
+    kept = {}  # a later flag replaces an earlier one
+    for flag in flags:
+        name = flag.partition("=")[0].removeprefix("--")
+        if getattr(args, name) == getattr(paper, name):
+            kept[name] = flag
+    print(f"--paper sets {' '.join(kept.values())}")
     return args
 
 
@@ -938,13 +1045,14 @@ def add_flags(parser):
 
     # fmt: off
     add = parser.add_argument_group("experiment").add_argument
-    add("--prune_type", default="lt", choices=utils.PRUNE_TYPES,
-        help="lt: reset the survivors to their initial weights; reinit: to new random weights;"
-             " random: as lt, but choose the survivors at random")
+    add("--prune_type", default="lt", choices=utils.PRUNE_TYPES, metavar="NAME",
+        help="what the survivors of a round are reset to, see below")
     add("--dataset", default="mnist", choices=archs.datasets(),
         help="digits comes with the code, the others are downloaded")
     add("--arch_type", default="fc1", choices=archs.architectures(),
         help="network")
+    add("--paper", action="store_true",
+        help="use the paper's settings for the architecture, unless other flags are given")
     add("--seed", default=0, type=number(int, f"[0, {SEEDS})"), metavar="N",
         help="seeds all randomness")
     add("--trials", default=1, type=number(int, "[1, 1000)"), metavar="N",
@@ -965,7 +1073,7 @@ def add_flags(parser):
         help="number of rounds; the first is dense")
     add("--prune_scope", default="layer", choices=["layer", "global"],
         help="prune the percentage within each layer, or across all layers")
-    add("--masks_from", choices=["lt"],
+    add("--masks_from", choices=["lt", "none"],
         help="use the masks of the lt run with the same seed (default: none%(default).0s)")
     add("--rewind_iter", default=0, type=size, metavar="K",
         help="reset to the weights after K iterations of the first round")
@@ -992,7 +1100,7 @@ def add_flags(parser):
         help="epochs per round")
     add("--max_iter", default=0, type=size, metavar="N",
         help="iterations per round, instead of --end_iter epochs; 0: off")
-    add("--augment", action="store_true",
+    add("--augment", default=False, action=argparse.BooleanOptionalAction,
         help="randomly flip images and shift them by up to 4 pixels")
     add("--val_size", type=size, metavar="N",
         help="held-out training examples, used to select the best evaluation; 0 selects on the"

@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import uuid
 import zipfile
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,12 +34,45 @@ from tensorboardX.record_writer import RecordWriter
 from torch import distributed, nn
 from tqdm import tqdm
 
-PRUNE_TYPES = ("lt", "reinit", "random")
+
+class PruneType(NamedTuple):
+    """What a prune type does between two rounds."""
+
+    meaning: str  # what the survivors become
+    network: str = "initial"  # what the whole network becomes: "initial", "new" or "trained"
+    weights: str = ""  # what then replaces the survivors' weights: "new", "shuffled", "constant"
+    signed: bool = False  # whether these have the signs of the initial weights
+    random_masks: bool = False  # whether the survivors are chosen at random
+    last_rate: bool = False  # whether training continues at the schedule's last learning rate
+
+
+PRUNE_TYPES = {
+    "lt": PruneType("their initial weights"),
+    "reinit": PruneType("new random weights", network="new"),
+    "random": PruneType("as lt, but the survivors are chosen at random", random_masks=True),
+    "shuffle": PruneType("their initial weights, permuted in each layer", weights="shuffled"),
+    "constant": PruneType(
+        "+ or - the standard deviation of the layer's initial weights", weights="constant"
+    ),
+    "signed_reinit": PruneType("as reinit, with their initial signs", weights="new", signed=True),
+    "signed_shuffle": PruneType(
+        "as shuffle, with their initial signs", weights="shuffled", signed=True
+    ),
+    "signed_constant": PruneType(
+        "as constant, with their initial signs", weights="constant", signed=True
+    ),
+    "lr_rewind": PruneType("their trained weights", network="trained"),
+    "finetune": PruneType(
+        "as lr_rewind, at the schedule's last learning rate", network="trained", last_rate=True
+    ),
+}
 # Flags that a prune type does not have, and why.
 REFUSED = {
-    "lt": {"masks_from": "lt makes the masks for the other prune types"},
-    "reinit": {"rewind_iter": "it resets to new weights"},
+    name: {"rewind_iter": "only lt and random reset to weights from early in training"}
+    for name, kind in PRUNE_TYPES.items()
+    if kind.network != "initial" or kind.weights
 }
+REFUSED["lt"] = {"masks_from": "lt makes the masks for the other prune types"}
 # The flag whose value a flag takes if it is not given, in the order in which they are set.
 FOLLOWS = {
     "prune_percent_conv": "prune_percent",
@@ -62,12 +97,27 @@ THREADS = torch.get_num_threads()  # OMP_NUM_THREADS, or the available cores
 WORK_FOR_THREADS = 1e9
 # Arrays of one value per round. `compression` is written last: its length is the number of
 # finished rounds.
-ARRAYS = ("bestaccuracy", "finalaccuracy", "earlystop", "earlystopaccuracy", "compression")
+ARRAYS = (
+    "bestaccuracy",
+    "finalaccuracy",
+    "earlystop",
+    "earlystopaccuracy",
+    "untrained",
+    "trainaccuracy",
+    "compression",
+)
 SCALARS = {
     "loss/train": "train_loss",
     "loss/val": "val_loss",
     "accuracy/val": "val_accuracy",
     "accuracy/test": "test_accuracy",
+}
+TICKET_SCALARS = {
+    "ticket/accuracy": "bestaccuracy",
+    "ticket/untrained_accuracy": "untrained",
+    "ticket/training_accuracy": "trainaccuracy",
+    "ticket/early_stop_iteration": "earlystop",
+    "ticket/weights_remaining": "compression",
 }
 START_OVER = "Choose another --output_dir, or add --overwrite to delete the existing results"
 
@@ -125,14 +175,19 @@ def exit_with(status, program, message):
     sys.exit(status)
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and keeps the lines of descriptions."""
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that shows defaults in its help and reports errors in one line."""
 
-    def __init__(self, **options):
+    def __init__(self, description, **options):
         super().__init__(
-            **options,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            description=textwrap.fill(description, 79),
+            formatter_class=HelpFormatter,
             allow_abbrev=False,
+            **options,
         )
 
     def error(self, message):
@@ -161,9 +216,9 @@ def number(kind, interval, *words):
 
 
 def numbers(interval):
-    """Return an argparse type: comma-separated whole numbers in an interval, as a list."""
+    """Return an argparse type: comma-separated whole numbers in an interval, or none, as a list."""
     one = number(int, interval)
-    return lambda text: [one(part) for part in text.split(",")]
+    return lambda text: [] if text == "none" else [one(part) for part in text.split(",")]
 
 
 def folder(text):
@@ -324,9 +379,14 @@ def checksum(tensors, value=0):
 # ---- The rows of a round -------------------------------------------------------------------------
 
 
+def trained(rows):
+    """Return the rows without the one of the untrained ticket."""
+    return [row for row in rows if "train_loss" in row]
+
+
 def evaluations(rows):
-    """Return the rows that have an evaluation, and not only an epoch's training loss."""
-    return [row for row in rows if "val_loss" in row]
+    """Return the rows that have an evaluation after training, and not only a training loss."""
+    return [row for row in trained(rows) if "val_loss" in row]
 
 
 def best(rows):
@@ -339,18 +399,23 @@ def round_summary(rows):
     at_best = best(rows)
     at_early_stop = min(evaluations(rows), key=lambda row: row["val_loss"])
     at_end = rows[-1]
+    # Older versions did not evaluate the untrained ticket.
+    at_start = {} if "train_loss" in rows[0] else rows[0]
     return {
         "bestaccuracy": at_best["test_accuracy"],
         "finalaccuracy": at_end["test_accuracy"],
         "earlystop": at_early_stop["iteration"],
         "earlystopaccuracy": at_early_stop["test_accuracy"],
+        "untrained": at_start.get("test_accuracy", math.nan),
+        "trainaccuracy": at_end.get("train_accuracy", math.nan),
         "compression": at_end["weights_remaining"],
     }
 
 
 def by_epoch(rows, name):
     """Return a column of a round's rows at the end of each epoch; NaN if not measured."""
-    values = {row["epoch"]: row.get(name, math.nan) for row in rows}  # an epoch's last row wins
+    # An epoch's last row wins.
+    values = {row["epoch"]: row.get(name, math.nan) for row in trained(rows)}
     return [values.get(epoch, math.nan) for epoch in range(1, rows[-1]["epoch"] + 1)]
 
 
@@ -602,7 +667,8 @@ class Run:
     def write_results(self):
         """Write the log and the arrays of finished rounds from the checkpoint's rows."""
         rounds = self.saved["state"]["rows"]
-        lines = [f"{json.dumps(row)}\n".encode() for rows in rounds for row in evaluations(rows)]
+        logged = [row for rows in rounds for row in rows if "val_loss" in row]
+        lines = [f"{json.dumps(row)}\n".encode() for row in logged]
         write(self.files.log, lambda file: file.writelines(lines))
         write_arrays(self.files, rounds[: self.finished_rounds()])
 
@@ -930,8 +996,9 @@ class Log:
         if "val_loss" in row:
             with self.files.log.open("a") as file:
                 print(json.dumps(row), file=file)
-            self.add_scalars([row])
-        if row["epoch"] % self.args.print_freq == 0 or state.iteration == self.end:
+            self.add_scalars(evaluations([row]))
+        due = row["epoch"] % self.args.print_freq == 0 or state.iteration == self.end
+        if due and "train_loss" in row:
             self.show(row)
         return row
 
@@ -1009,9 +1076,8 @@ def settings_page(args):
 
 def ticket_page(state, values):
     """Yield TensorBoard's summaries of a finished round, whose round_summary is `values`."""
-    yield summary.scalar("ticket/accuracy", values["bestaccuracy"])
-    yield summary.scalar("ticket/weights_remaining", values["compression"])
-    yield summary.scalar("ticket/early_stop_iteration", values["earlystop"])
+    for tag, name in TICKET_SCALARS.items():
+        yield summary.scalar(tag, values[name])
     weights = state.model.state_dict()
     for name, mask in state.masks.items():
         yield summary.scalar(f"density/{name}", density([mask]))

@@ -79,6 +79,11 @@ def initializer(dataset, arch_type):
     return getattr(_architecture(dataset, arch_type), "initialize", None)
 
 
+def paper_flags(dataset, arch_type):
+    """Return the paper's settings in an architecture's file, a list of flags; [] if it has none."""
+    return getattr(_architecture(dataset, arch_type), "PAPER", "").split()
+
+
 def _architecture(dataset, arch_type):
     folder = dataset if arch_type in _modules(dataset, packages=False) else "common"
     return importlib.import_module(f"{__name__}.{folder}.{arch_type}")

@@ -37,6 +37,8 @@ EPOCHS, ROUNDS = 2, 3
 KINDS = {
     "lt": ["--eval_iter=7", "--rewind_iter=5", "--warmup_iter=8"],
     "reinit": ["--optimizer=sgd", "--lr=0.05", "--lr_milestones=9", "--augment", "--max_iter=17"],
+    "finetune": ["--optimizer=sgd", "--lr=0.05", "--lr_milestones=9"],
+    "signed_shuffle": [],
 }
 
 
@@ -135,10 +137,10 @@ def loop(kills, seed, folder):
         status = wait(start(folder / kind, kind))
         assert status == 0, (folder / f"{kind}.output").read_text()
         expected[kind] = contents(folder / kind)
-    seconds = (time.monotonic() - began) / 2
+    seconds = (time.monotonic() - began) / len(KINDS)
     killed = finished = 0
     while killed < kills:
-        run, kind = folder / f"run{finished}", list(KINDS)[finished % 2]
+        run, kind = folder / f"run{finished}", list(KINDS)[finished % len(KINDS)]
         while True:
             child = start(run, kind)
             time.sleep(dice.uniform(0, seconds))

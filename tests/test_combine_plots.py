@@ -71,10 +71,11 @@ def test_all_results_are_found(tmp_path, drawn, capsys):
     }
     assert [kind for kind, _, _ in drawn["combined_fc1_mnist.png"]] == ["lt"] * 3 + ["reinit"] * 2
     output = capsys.readouterr().out
-    caption = "test accuracy at best validation, mean and range (band or bars) over seeds;"
+    caption = "test accuracy at best validation; mean and range (band or bars) over seeds"
     for line in (
-        f"combined_lenet5_cifar10.png: {caption} lt with 1 round and 1 seed (not run yet: reinit)",
-        f"combined_fc1_digits.png: {caption} reinit with 2 rounds and 1 seed (not run yet: lt)",
+        "lenet5, cifar10: lt with 1 round and 1 seed (not run yet: reinit)",
+        "fc1, digits: reinit with 2 rounds and 1 seed (not run yet: lt)",
+        f"combined_lenet5_cifar10.png: {caption}",
     ):
         assert line in output
     for name in drawn:
@@ -152,6 +153,8 @@ def experiment(tmp_path):
                 ("earlystop", iterations),
                 ("earlystopaccuracy", there),
                 ("finalaccuracy", end),
+                ("untrained", [value / 10 for value in end]),
+                ("trainaccuracy", [value / 2 for value in end]),
             ):
                 utils.write_array(folder / f"{kind}_{name}.dat", values)
             rows = [
@@ -160,6 +163,7 @@ def experiment(tmp_path):
                     "epoch": 1,
                     "iteration": i,
                     "weights_remaining": (100.0, 80.0)[r],
+                    "train_loss": 0.1,
                     "test_accuracy": 90 + seed + r + i / 400,
                 }
                 for r in range(2)
@@ -232,6 +236,26 @@ def test_early_stopping_is_drawn_as_in_the_papers_figure_4(experiment, figures):
         )
 
 
+def test_untrained_tickets_are_drawn(experiment, figures):
+    combine(experiment)
+    (panel,) = figures["untrained_fc1_mnist.png"]
+    assert panel["label"] == "test accuracy before training (%)"
+    assert panel["legend"] == ["lt (2 seeds)", "random (1 seed)"]
+    lt, random = panel["lines"]
+    assert lt[1] == pytest.approx([9.8, 9.7])
+    assert random[1] == pytest.approx([9.5, 9.6])
+
+
+def test_rounds_of_older_versions_are_not_drawn_in_the_figure_of_untrained_tickets(
+    experiment, figures, capsys
+):
+    utils.write_array(experiment / "dumps/lt/fc1/mnist/random_untrained.dat", [math.nan, 9])
+    combine(experiment)
+    (panel,) = figures["untrained_fc1_mnist.png"]
+    assert panel["lines"][1][1] == [9]
+    assert "left out" not in capsys.readouterr().err
+
+
 def test_training_is_drawn_for_chosen_rounds_as_in_figure_3(experiment, figures):
     combine(experiment, "--rounds=1,7")
     lt, random = figures["training_fc1_mnist.png"]
@@ -263,6 +287,7 @@ def test_a_long_round_is_drawn_as_fifty_means(tmp_path, figures):
             "epoch": 1,
             "iteration": i,
             "weights_remaining": 100.0,
+            "train_loss": 0.1,
             "test_accuracy": 90 + i % 20,
         }
         for i in range(10, 5001, 10)
@@ -276,7 +301,7 @@ def test_a_long_round_is_drawn_as_fifty_means(tmp_path, figures):
 
 def test_seeds_that_are_not_equally_far_have_the_same_points(tmp_path, figures):
     """The first seed has finished a round, the second one is within it."""
-    row = {"round": 0, "epoch": 1, "weights_remaining": 100.0}
+    row = {"round": 0, "epoch": 1, "weights_remaining": 100.0, "train_loss": 0.1}
     for seed, end in enumerate((1000, 245)):
         folder = tmp_path / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
         iterations = range(5, end + 1, 5)
@@ -295,8 +320,9 @@ def read_csv(path):
 def test_the_table_has_means_and_deviations_on_screen_and_in_the_file(experiment, capsys, tmp_path):
     combine(experiment, f"--csv={tmp_path / 'new/table.csv'}")
     output = " ".join(capsys.readouterr().out.split())
-    first = "98.00 ± 0.71 - 600 ± 141 - 96.50 ± 0.71 - 97.00 ± 0.71 -"
+    first = "98.00 ± 0.71 - 600 ± 141 - 96.50 ± 0.71 -"
     assert f"lt 0 100.00 2 {first} lt 1 80.00 2 99" in output
+    assert "lt 0 100.00 2 97.00 ± 0.71 - 9.70 ± 0.07 - 48.50 ± 0.35 - lt 1 80.00 2 98" in output
     rows = read_csv(tmp_path / "new/table.csv")
     assert [(row["prune_type"], row["round"], row["trials"]) for row in rows] == [
         ("lt", "0", "2"),
@@ -330,6 +356,14 @@ def test_the_table_has_means_and_deviations_on_screen_and_in_the_file(experiment
             "finalaccuracy_std": 0.5**0.5,
             "finalaccuracy_min": 96.5,
             "finalaccuracy_max": 97.5,
+            "untrained": 9.7,
+            "untrained_std": 0.005**0.5,
+            "untrained_min": 9.65,
+            "untrained_max": 9.75,
+            "trainaccuracy": 48.5,
+            "trainaccuracy_std": 0.125**0.5,
+            "trainaccuracy_min": 48.25,
+            "trainaccuracy_max": 48.75,
             "earlystop_at_end": 0,
             "pairs": 0,
         }
@@ -340,7 +374,7 @@ def test_results_without_early_stopping_get_only_the_first_figure(tmp_path, figu
     write_curve(tmp_path / "dumps/lt/fc1/mnist", "lt", [97, 98])
     combine(tmp_path)
     assert set(figures) == {"combined_fc1_mnist.png"}
-    assert capsys.readouterr().out.count(" -") == 6
+    assert capsys.readouterr().out.count(" -") == 10
 
 
 @pytest.mark.parametrize("value", ["", "-1", "1,", "1;2", "x"])
@@ -379,6 +413,7 @@ def test_two_processes_may_draw_at_once(experiment, monkeypatch):
         "table.csv",
         "combined_fc1_mnist.png",
         "earlystop_fc1_mnist.png",
+        "untrained_fc1_mnist.png",
         "training_fc1_mnist.png",
     }
     assert all(path.exists() for path in begun)
@@ -400,9 +435,8 @@ def test_a_rounds_figure_has_losses_above_accuracies(small_args, figures):
         assert (above["title"], below["title"]) == (title, "")
         losses = np.load(utils.Files(args).array(f"all_loss_{round_}")).tolist()
         assert above["lines"] == [([1, 2, 2.5], losses)]
-        rows = [
-            row for row in map(json.loads, utils.Files(args).log.open()) if row["round"] == round_
-        ]
+        logged = utils.trained(map(json.loads, utils.Files(args).log.open()))
+        rows = [row for row in logged if row["round"] == round_]
         assert [row["iteration"] for row in rows] == [15, 20, 30, 40, 45, 50]
         assert below["lines"] == [
             ([row["iteration"] / 20 for row in rows], [row["test_accuracy"] for row in rows])
@@ -536,7 +570,7 @@ NETWORK = {"network": "Linear()", "data": "digest"}
         ),
         (
             [("lt", {"lr_milestones": [5, 6]}), ("lt", {})],
-            ["lt, lr_milestones=5,6", "lt, lr_milestones="],
+            ["lt, lr_milestones=5,6", "lt, lr_milestones=none"],
         ),
         (  # the masks of two runs, which differ
             [
@@ -659,7 +693,7 @@ def test_seeds_are_averaged_even_if_their_percentages_differ_slightly(tmp_path, 
     """As with global pruning, which rounds the number of weights of each rate."""
     for seed, (remaining, accuracy) in enumerate([(34.448, 90), (34.446, 92), (34.444, 97)]):
         folder = tmp_path / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
-        row = {"epoch": 1, "iteration": 100, "test_accuracy": 90.0}
+        row = {"epoch": 1, "iteration": 100, "train_loss": 0.1, "test_accuracy": 90.0}
         rows = [
             row | {"round": r, "weights_remaining": percent}
             for r, percent in ((0, 100.0), (1, remaining))
@@ -691,6 +725,7 @@ def test_log_rows_that_are_not_finite_are_left_out(tmp_path, figures):
         "epoch": 1,
         "iteration": 1,
         "weights_remaining": 100.0,
+        "train_loss": 0.1,
         "test_accuracy": 90.0,
     }
     write_log(
@@ -703,7 +738,7 @@ def test_log_rows_that_are_not_finite_are_left_out(tmp_path, figures):
 
 
 def test_single_evaluations_are_visible_and_equal_labels_are_told_apart(tmp_path, figures):
-    row = {"epoch": 1, "iteration": 100}
+    row = {"epoch": 1, "iteration": 100, "train_loss": 0.1}
     rows = [
         row | {"round": r, "weights_remaining": remaining, "test_accuracy": 90.0 + r}
         for r, remaining in ((0, 0.05121), (1, 0.05118), (3, 0.04))
@@ -724,6 +759,7 @@ def test_rounds_with_different_percentages_are_labelled_so(tmp_path, figures):
             "epoch": 1,
             "iteration": 100,
             "weights_remaining": remaining,
+            "train_loss": 0.1,
             "test_accuracy": 90.0,
         }
         write_log(folder, [row | {"round": 0, "weights_remaining": 100.0}, row])
@@ -775,6 +811,8 @@ def write_run(folder, kind, accuracies, seed=0, percent=20, **settings):
     utils.write_array(dumps / f"{kind}_earlystop.dat", 10 * values)
     utils.write_array(dumps / f"{kind}_earlystopaccuracy.dat", values / 2)
     utils.write_array(dumps / f"{kind}_finalaccuracy.dat", values / 4)
+    utils.write_array(dumps / f"{kind}_untrained.dat", values / 8)
+    utils.write_array(dumps / f"{kind}_trainaccuracy.dat", values)
     record(dumps, kind, prune_percent=percent, **settings)
     return dumps
 
@@ -889,8 +927,14 @@ def test_a_dozen_curves_look_different(tmp_path):
     assert set(styles) == set(curves)
     assert len({(colour, dashes) for colour, _, dashes in styles.values()}) == 12
     assert len({marker for _, marker, _ in styles.values()}) == len(combine_plots.MARKERS) == 11
-    for prune_type in utils.PRUNE_TYPES:
+    for prune_type in ("lt", "random", "reinit"):
         assert styles[prune_type] == combine_plots.styles([prune_type])[prune_type]
+
+
+def test_all_prune_types_look_different():
+    styles = combine_plots.styles(utils.PRUNE_TYPES)
+    assert len({colour for colour, _, _ in styles.values()}) == 10
+    assert len({marker for _, marker, _ in styles.values()}) == 10
 
 
 @pytest.mark.parametrize(("curves", "width", "bars"), [(6, 3.5, False), (7, 7, True)])
@@ -1023,7 +1067,7 @@ def test_a_network_pruned_to_nothing_has_no_difference(tmp_path):
 
 
 def test_early_stopping_at_the_last_evaluation_is_marked(tmp_path, figures, capsys):
-    row = {"epoch": 1, "test_accuracy": 90.0}
+    row = {"epoch": 1, "train_loss": 0.1, "test_accuracy": 90.0}
     for seed, end in enumerate((900, 1200)):
         dumps = write_run(tmp_path, "lt", [90, 90], seed)
         rows = [
@@ -1081,7 +1125,7 @@ def test_text_in_pdf_and_svg_stays_text(two_folders):
     folder = Path("plots/lt/combined_plots")
     assert {path.name for path in folder.iterdir()} == {
         f"{name}_fc1_mnist.{extension}"
-        for name in ("combined", "earlystop")
+        for name in ("combined", "earlystop", "untrained")
         for extension in ("pdf", "svg")
     }
     pdf = (folder / "combined_fc1_mnist.pdf").read_bytes()

@@ -56,6 +56,8 @@ def test_exactly_the_files_of_the_contract_exist(output):
             "finalaccuracy",
             "earlystop",
             "earlystopaccuracy",
+            "untrained",
+            "trainaccuracy",
         ):
             expected.add(f"{dumps}_{name}.dat")
         expected |= {
@@ -78,7 +80,7 @@ def test_exactly_the_files_of_the_contract_exist(output):
             expected.add(f"{saves}/{name}")
     expected |= {
         f"plots/lt/combined_plots/{name}_fc1_digits.png"
-        for name in ("combined", "earlystop", "training")
+        for name in ("combined", "earlystop", "untrained", "training")
     }
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     assert {name for name in found if not name.startswith("runs/")} == expected
@@ -127,11 +129,12 @@ def test_arrays_load_with_and_without_allow_pickle(output):
 
 def test_log_rows_have_the_keys_of_the_contract(output):
     lines = (output / "dumps/lt/fc1/digits/lt_log.jsonl").read_text().splitlines()
-    assert len(lines) == 12
-    keys = "round epoch iteration weights_remaining train_loss val_loss val_accuracy"
-    keys += " test_accuracy seconds"
-    for row in map(json.loads, lines):
-        assert sorted(row) == sorted(keys.split())
+    assert len(lines) == 16
+    keys = "round epoch iteration weights_remaining val_loss val_accuracy test_accuracy seconds"
+    for number, row in enumerate(map(json.loads, lines)):
+        first, last = number % 4 == 0, number % 4 == 3
+        more = ["train_loss"] * (not first) + ["train_accuracy"] * last
+        assert sorted(row) == sorted([*keys.split(), *more])
 
 
 def test_checkpoints_load_without_unpickling(output):
@@ -163,7 +166,7 @@ def test_tensorboard_shows_what_the_readme_says(output):
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
     layers = ("1.weight", "3.weight", "5.weight")
     evaluations = ("loss/train", "loss/val", "accuracy/val", "accuracy/test")
-    tickets = ("ticket/accuracy", "ticket/weights_remaining", "ticket/early_stop_iteration")
+    tickets = tuple(utils.TICKET_SCALARS)
     densities = tuple(f"density/{layer}" for layer in layers)
     tags = events.Tags()
     assert set(tags["scalars"]) == {*evaluations, *tickets, *densities}
@@ -175,10 +178,16 @@ def test_tensorboard_shows_what_the_readme_says(output):
         ]
     for tag in tickets + densities:
         assert [event.step for event in events.Scalars(tag)] == [0, 1, 2, 3]
-    accuracies = np.load(output / "dumps/lt/fc1/digits/lt_bestaccuracy.dat")
-    assert [event.value for event in events.Scalars("ticket/accuracy")] == pytest.approx(
-        accuracies.tolist()
-    )
+    for tag, name in (
+        ("accuracy", "bestaccuracy"),
+        ("untrained_accuracy", "untrained"),
+        ("training_accuracy", "trainaccuracy"),
+        ("early_stop_iteration", "earlystop"),
+        ("weights_remaining", "compression"),
+    ):
+        values = np.load(output / f"dumps/lt/fc1/digits/lt_{name}.dat").tolist()
+        shown = [event.value for event in events.Scalars(f"ticket/{tag}")]
+        assert shown == pytest.approx(values), tag
     assert events.Histograms("surviving/1.weight")[3].histogram_value.num == round(235200 * 0.512)
     assert any(b"prune_percent" in path.read_bytes() for path in folder.iterdir()), (
         "the hyperparameters"
@@ -296,6 +305,8 @@ BAD_VALUES = {  # {flag: (part of the error, values)}
     "prune_iterations": ("a whole number in [1, 10000), not", ["0", "-1", "1.5", "x", "10000"]),
     "prune_scope": ("global", ["all"]),
     "masks_from": ("lt", ["random"]),
+    "paper": ("ignored explicit argument", ["yes"]),
+    "augment": ("ignored explicit argument", ["yes"]),
     "rewind_iter": (WHOLE, ["-1", "1.5", "x", HUGE]),
     "optimizer": ("sgd", ["lamb"]),
     "lr": (POSITIVE, ["0", "-1e-3", "nan", "inf", "1e400", "fast"]),
@@ -338,7 +349,14 @@ def test_bad_flags_are_one_line(flag, advice, capsys):
     ("flags", "advice"),
     [
         (["--masks_from=lt"], "for the other prune types"),
-        (["--prune_type=reinit", "--rewind_iter=5"], "new weights"),
+        *[
+            ([f"--prune_type={kind}", "--rewind_iter=5", "--warmup_iter=5"], "only lt and random")
+            for kind in utils.PRUNE_TYPES
+            if kind not in ("lt", "random")
+        ],
+        (["--prune_type=finetune"], "equals lr_rewind if the learning rate is constant"),
+        (["--prune_type=finetune", "--warmup_iter=1"], "equals lr_rewind"),
+        (["--paper", "--arch_type=lenet5"], "--paper: the file of lenet5 does not define PAPER"),
         ([f"--seed={2**64 - 1}", "--trials=2"], f"--trials=2 needs seeds beyond {2**64 - 1}"),
     ],
 )
@@ -549,7 +567,7 @@ def test_results_of_a_small_network_do_not_depend_on_the_cores(tmp_path, monkeyp
         assert " on 1 thread, " in result.stdout
         results.append(arrays(main.parse_args([*QUICK[1:], *flags])))
     assert results[0] == results[1]
-    assert len(results[0]) == 9
+    assert len(results[0]) == 11
 
 
 # What a run prints

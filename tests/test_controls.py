@@ -25,8 +25,9 @@ def ticket(args, round_, kind=None):
 
 
 def rows(args):
+    """Return the rows of a run's log, without those of untrained tickets."""
     path = utils.Files(args).dumps / f"{args.prune_type}_log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return utils.trained([json.loads(line) for line in path.read_text().splitlines()])
 
 
 def arrays(args):
@@ -688,7 +689,7 @@ def test_images_are_augmented_independently_and_only_in_training(small_args, tra
     for training, images in seen:
         as_they_are = sum(image.contiguous().numpy().tobytes() in whole for image in images)
         assert as_they_are < len(images) / 4 if training else as_they_are == len(images)
-    first, second = (images for training, images in seen[:2] if training)
+    first, second = [images for training, images in seen if training][:2]
     assert not torch.equal(first, second)
 
 

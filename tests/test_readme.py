@@ -113,7 +113,7 @@ def help_text(parse_args, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         parse_args(["--help"])
     text = capsys.readouterr().out
-    flags = text[text.index("\n  --") :].splitlines()
+    flags = text[text.index("\n  --") :].partition("\n\nprune types")[0].splitlines()
     return " ".join(" ".join(line for line in flags if line.startswith("  ")).split())
 
 
@@ -129,6 +129,17 @@ def test_the_page_of_flags_is_equal_to_the_help(program, monkeypatch, capsys):
         default = "False" if default == "off" else default
         shown += [flag, *values.split(), meaning, f"(default: {default})"]
     assert " ".join(shown) == help_text(program.parse_args, monkeypatch, capsys)
+
+
+def test_the_page_of_flags_has_the_prune_types_of_the_help(capsys):
+    page = (ROOT / "docs/flags.md").read_text().partition("\n#### Prune types\n")[2]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page.partition("\n- ")[0], re.MULTILINE)
+    assert rows == [(name, kind.meaning) for name, kind in utils.PRUNE_TYPES.items()]
+    with pytest.raises(SystemExit):
+        main.parse_args(["--help"])
+    text = capsys.readouterr().out
+    for name, meaning in rows:
+        assert f"\n  {name:15}  {meaning}\n" in text
 
 
 def test_the_readme_has_the_defaults_and_all_names():
@@ -158,6 +169,7 @@ def test_the_readme_has_the_rounds_for_wanted_percentages():
 
 def test_all_flags_in_the_text_exist():
     known = {*vars(main.parse_args([])), *vars(combine_plots.parse_args([]))}
+    known |= {"paper", "no-augment"}
     known |= {"help", "device", "kills", "logdir"}  # of argparse, of the tests, of TensorBoard
     known |= {"standalone", "nproc-per-node", "max-restarts", "nnodes"}  # of torchrun
     known |= {"array", "cpus-per-task", "signal"}  # of Slurm
@@ -197,7 +209,7 @@ def started(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_is_valid(page, started):
-    expected = {"README.md": 6, "comparing.md": 3, "results.md": 9, "running.md": 22}.get(
+    expected = {"README.md": 9, "comparing.md": 3, "results.md": 19, "running.md": 22}.get(
         page.name, 0
     )
     runs = 0
@@ -222,31 +234,32 @@ def test_every_command_is_valid(page, started):
     assert runs == expected
 
 
-def test_every_recipe_is_valid():
-    recipes = re.findall(r"^\| .* \| (?:the same and )?`(--.*)` \|$", README, re.MULTILINE)
-    assert len(recipes) == 8
-    for flags in recipes:
-        main.parse_args(flags.split())
-
-
-def test_the_recipes_have_the_papers_percentages_and_learning_rates():
+def test_paper_has_the_papers_settings():
     """They are in the paper's Figure 2 and, for the deep networks, in its Section 4."""
+    rows = re.findall(
+        r"^\| ([\w-]+) \| `(--arch_type=\w+)` \| `(\w+)` \| (\d+) \| (\d+) \|$",
+        README,
+        re.MULTILINE,
+    )
     found = {}
-    for name, flags in re.findall(r"^\| ([\w-]+).* \| `(--.*)` \|$", README, re.MULTILINE):
-        args = main.parse_args(flags.split())
-        assert (args.eval_iter, args.trials, args.momentum, args.lr_gamma, args.val_size) == (
+    for name, flag, *shown in rows:
+        args = main.parse_args(["--paper", flag])
+        assert shown == [args.dataset, str(args.prune_iterations), str(args.max_iter)]
+        assert (args.eval_iter, args.momentum, args.lr_gamma, args.val_size) == (
             100,
-            5,
             0.9,
             0.1,
             5000,
         )
+        assert args.valid_freq > args.max_iter * args.batch_size / 45000, "extra evaluations"
+        assert (args.trials, args.masks_from, args.seed) == (1, None, 0)
         assert args.prune_percent_downsample == (
             0 if name == "Resnet-18" else args.prune_percent_conv
         )
         rates = [args.prune_percent_conv, args.prune_percent, args.prune_percent_output]
         found[name] = (
             args.arch_type,
+            args.dataset,
             args.optimizer,
             args.lr,
             args.max_iter,
@@ -265,13 +278,25 @@ def test_the_recipes_have_the_papers_percentages_and_learning_rates():
             "VGG-19": (10000, [56000, 84000], 1e-4, True, "global"),
         }.get(name, (0, [], 0, False, "layer"))
     assert found == {
-        "Lenet": ("fc1", "adam", 1.2e-3, 50000, 60, [20, 20, 10]),
-        "Conv-2": ("conv2", "adam", 2e-4, 20000, 60, [10, 20, 10]),
-        "Conv-4": ("conv4", "adam", 3e-4, 25000, 60, [10, 20, 10]),
-        "Conv-6": ("conv6", "adam", 3e-4, 30000, 60, [15, 20, 10]),
-        "Resnet-18": ("resnet20", "sgd", 0.03, 30000, 128, [20, 20, 0]),
-        "VGG-19": ("vgg19", "sgd", 0.1, 112000, 64, [20, 20, 0]),
+        "Lenet": ("fc1", "mnist", "adam", 1.2e-3, 50000, 60, [20, 20, 10]),
+        "Conv-2": ("conv2", "cifar10", "adam", 2e-4, 20000, 60, [10, 20, 10]),
+        "Conv-4": ("conv4", "cifar10", "adam", 3e-4, 25000, 60, [10, 20, 10]),
+        "Conv-6": ("conv6", "cifar10", "adam", 3e-4, 30000, 60, [15, 20, 10]),
+        "Resnet-18": ("resnet20", "cifar10", "sgd", 0.03, 30000, 128, [20, 20, 0]),
+        "VGG-19": ("vgg19", "cifar10", "sgd", 0.1, 112000, 64, [20, 20, 0]),
     }
+    assert {args[0] for args in found.values()} == {
+        name for name in archs.architectures() if archs.paper_flags("cifar10", name)
+    }
+
+
+def test_the_questions_have_valid_commands():
+    section = README.partition("\n## Questions and commands\n")[2].partition("\n## ")[0]
+    commands = re.findall(r"^\| .*? \| `(--.*?)`", section, re.MULTILINE)
+    assert len(commands) == 9
+    asked = [main.parse_args(flags.split()).prune_type for flags in commands]
+    named = re.findall(r"`(\w+)`", section)
+    assert set(asked) | set(named) >= set(utils.PRUNE_TYPES)
 
 
 def anchors(page):
@@ -330,11 +355,29 @@ def test_the_results_are_those_of_the_file():
         assert cells.split(" | ") == [shown(c, column, percent) for c in ("lt", "reinit", "random")]
 
 
+# What combine_plots.summary adds to the name of an array.
+SUMMARY = ("", "_std", "_difference", "_difference_low", "_difference_high")
+
+
+def test_the_answers_about_survivors_are_those_of_the_file():
+    table = pd.read_csv(ROOT / "docs/mnist_fc1_resets.csv").set_index(["curve", "round"])
+    page = (ROOT / "docs/results.md").read_text().partition("\n## What the survivors become\n")[2]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
+    assert [name for name, _ in rows] == list(utils.PRUNE_TYPES)
+    for name, cells in rows:
+        values = table.loc[name].loc[[7, 10, 13], ["untrained", "bestaccuracy"]].to_numpy()
+        assert cells.split(" | ") == [f"{value:.2f}" for value in values.flatten()]
+    for text, column in (("before training", "untrained"), ("at best validation", "bestaccuracy")):
+        assert f"{table.loc[('lt', 0), column]:.2f}% {text}" in page
+
+
 def test_the_example_has_the_numbers_of_its_file():
     table = pd.read_csv(ROOT / "docs/mnist_lenet5.csv", dtype=str, keep_default_na=False)
     known = table.columns.get_loc("round")
     numbers = table[table.columns[known:]].apply(pd.to_numeric)
     table = pd.concat([table[table.columns[:known]], numbers], axis=1)
+    absent = [f"{name}{part}" for name in ("untrained", "trainaccuracy") for part in SUMMARY]
+    table = table.assign(**dict.fromkeys(absent, np.nan))  # they were not measured yet
     printed = combine_plots.as_text(table, "lt, rewind_iter=0").splitlines()
     page = (ROOT / "docs/comparing.md").read_text()
     shown = page.partition("begin:\n\n```\n")[2].partition("\n```")[0].splitlines()

@@ -235,7 +235,8 @@ def test_reinit_resets_to_new_values_in_every_round(small_args, starts, monkeypa
 
 def test_masks_are_nested_and_follow_from_final_weights(small_args, starts, monkeypatch):
     """Best validation, which here is after the first epoch of two, plays no role."""
-    scores = itertools.cycle([90.0, 90.0, 80.0, 80.0])
+    # Of validation and test examples three times, and of training examples.
+    scores = itertools.cycle([0.0, 0.0, 90.0, 90.0, 80.0, 80.0, 50.0])
     monkeypatch.setattr(main, "evaluate", lambda *_: (1.0, next(scores)))
     args = small_args()
     main.main(args)
@@ -286,6 +287,7 @@ def test_rows_and_checkpoints_measure_the_weights_they_name(valid_freq, small_ar
     data = trial_data(args)
     dumps, saves = (f"{args.output_dir}/{name}/fc1/digits" for name in ("dumps/lt", "saves"))
     log = [json.loads(line) for line in Path(f"{dumps}/lt_log.jsonl").read_text().splitlines()]
+    log = utils.trained(log)
     epochs = [epoch for epoch in range(1, 5) if epoch % valid_freq == 0 or epoch == 4]
     assert [(row["round"], row["epoch"]) for row in log] == [
         (r, epoch) for r in range(2) for epoch in epochs
@@ -328,15 +330,18 @@ def test_the_best_evaluation_is_selected_on_validation_examples(
     model = main.new_model(args, 0)
     data = small_data(480)
     data.val, data.test = ["val"], ["test"]
-    scores, states = {"val": [90, 80, 70], "test": [10, 20, 30]}, []
+    scores, states = {"val": [0, 90, 80, 70], "test": [0, 10, 20, 30]}, []
 
     def fake(args, model, data, examples):
+        if examples is data.train:
+            return 1.0, 50.0
         states.append(utils.snapshot(model))
         return 1.0, scores[examples[0]].pop(0)
 
     monkeypatch.setattr(main, "evaluate", fake)
     best = train_round(args, model, data).best
-    assert all(torch.equal(best[name], states[0][name]) for name in best)
+    _, _, after_an_epoch, *_ = states
+    assert all(torch.equal(best[name], after_an_epoch[name]) for name in best)
 
 
 def test_validation_examples_are_held_out(small_args):
@@ -526,13 +531,14 @@ def test_a_training_loss_that_is_not_finite_stops_the_run(small_args):
 
 
 def test_a_validation_loss_that_is_not_finite_leaves_the_log_intact(small_args, monkeypatch):
-    losses = iter([1.0, 1.0, 1.0, 1.0, math.inf, 1.0])
+    # Of validation and test examples three times, of training examples, of round 1.
+    losses = iter([1.0] * 7 + [1.0, 1.0, math.inf, 1.0])
     monkeypatch.setattr(main, "evaluate", lambda *_: (next(losses), 50.0))
     args = small_args()
     with pytest.raises(utils.Failure, match="round 1, epoch 1"):
         main.main(args)
     rows = (utils.Files(args).dumps / "lt_log.jsonl").read_text().splitlines()
-    assert [json.loads(row)["epoch"] for row in rows] == [1, 2]
+    assert [json.loads(row)["epoch"] for row in rows] == [0, 1, 2, 0]
 
 
 # The training loop

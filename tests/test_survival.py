@@ -137,7 +137,7 @@ def test_overwriting_starts_over_and_spares_other_runs(small_args):
     assert len(np.load(dumps / "lt_compression.dat")) == 1
     assert len(np.load(dumps / "lt_all_loss_0.dat")) == 2
     assert not (dumps / "lt_all_loss_1.dat").exists(), "a round of the deleted run"
-    assert len((dumps / "lt_log.jsonl").read_text().splitlines()) == 2
+    assert len((dumps / "lt_log.jsonl").read_text().splitlines()) == 3
     assert (dumps / "reinit_all_loss_0.dat").exists()
     assert (dumps / "seed3" / "lt_all_loss_0.dat").exists()
 
@@ -639,7 +639,7 @@ def test_a_damaged_log_and_array_are_restored_on_resuming(spoilt, small_args, ti
     assert losses.read_bytes() == before
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(row["round"], row["epoch"]) for row in rows] == [
-        (r, epoch) for r in range(3) for epoch in (1, 2)
+        (r, epoch) for r in range(3) for epoch in (0, 1, 2)
     ]
 
 

@@ -3,6 +3,12 @@
 from torch import nn
 from torchvision.models import vgg
 
+PAPER = """
+--dataset=cifar10 --optimizer=adam --lr=2e-4 --batch_size=60
+--max_iter=20000 --eval_iter=100 --valid_freq=1000
+--prune_percent=20 --prune_percent_conv=10 --prune_percent_output=10 --prune_iterations=20
+"""
+
 
 def build(channels, size, classes, convolutions=(64, 64, "M")):
     """Return the network.

@@ -2,6 +2,8 @@
 
 from archs.common import conv2
 
+PAPER = f"{conv2.PAPER} --lr=3e-4 --max_iter=25000"
+
 
 def build(channels, size, classes):
     return conv2.build(channels, size, classes, (64, 64, "M", 128, 128, "M"))

@@ -6,6 +6,8 @@ the same padding, have as many as in the paper.
 
 from archs.common import conv2
 
+PAPER = f"{conv2.PAPER} --lr=3e-4 --max_iter=30000 --prune_percent_conv=15"
+
 
 def build(channels, size, classes):
     return conv2.build(channels, size, classes, (64, 64, "M", 128, 128, "M", 256, 256, "M"))

@@ -2,6 +2,12 @@
 
 from torch import nn
 
+PAPER = """
+--dataset=mnist --optimizer=adam --lr=1.2e-3 --batch_size=60
+--max_iter=50000 --eval_iter=100 --valid_freq=1000
+--prune_percent=20 --prune_percent_output=10 --prune_iterations=17
+"""
+
 
 def build(channels, size, classes):
     return nn.Sequential(

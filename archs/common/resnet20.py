@@ -7,6 +7,15 @@ paper's count of 270 thousand weights includes.
 from torch import nn
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
+# With the learning rate and the warm-up that find winning tickets.
+PAPER = """
+--dataset=cifar10 --optimizer=sgd --momentum=0.9 --weight_decay=1e-4 --batch_size=128 --augment
+--lr=0.03 --warmup_iter=20000 --lr_milestones=20000,25000
+--max_iter=30000 --eval_iter=100 --valid_freq=1000
+--prune_scope=global --prune_percent=20 --prune_percent_output=0 --prune_percent_downsample=0
+--prune_iterations=20
+"""
+
 
 def build(channels, size, classes):
     return nn.Sequential(

@@ -6,6 +6,14 @@ An average pool over the last 2x2 pixels replaces the fifth max pool.
 from torch import nn
 from torchvision.models import vgg
 
+# With the warm-up that finds winning tickets at this learning rate.
+PAPER = """
+--dataset=cifar10 --optimizer=sgd --momentum=0.9 --weight_decay=1e-4 --batch_size=64 --augment
+--lr=0.1 --warmup_iter=10000 --lr_milestones=56000,84000
+--max_iter=112000 --eval_iter=100 --valid_freq=1000
+--prune_scope=global --prune_percent=20 --prune_percent_output=0 --prune_iterations=25
+"""
+
 
 def build(channels, size, classes):
     layers = vgg.make_layers(vgg.cfgs["E"][:-1], batch_norm=True)
