@@ -14,7 +14,7 @@ import archs
 import combine_plots
 import main
 import utils
-from conftest import small_data, small_network, train_plainly, trial_data
+from conftest import command, small_data, small_network, train_plainly, trial_data
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -701,3 +701,119 @@ def test_augmentation_follows_from_the_seed(small_args, tmp_path):
         main.main(args)
     a, b, c = (arrays(args)["all_loss_0.dat"] for args in runs)
     assert a == b != c
+
+
+# The paper's settings
+
+
+MINE = """
+from torch import nn
+
+PAPER = "--dataset=digits --max_iter=20 --prune_percent=30 --prune_iterations=2 --augment --lr=0.01"
+
+
+def build(channels, size, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(size * size, classes))
+"""
+
+
+@pytest.mark.parametrize("paper_first", [True, False])
+def test_paper_and_the_flags_it_stands_for_are_the_same_run(paper_first, own, tmp_path, capsys):
+    """Also for an architecture of one's own."""
+    (own / "common/mine.py").write_text(MINE)
+    flags = ["--dataset=digits", "--max_iter=20", "--prune_percent=30", "--augment", "--lr=0.01"]
+    for paper in (paper_first, not paper_first):
+        given = ["--paper"] if paper else [*flags, "--prune_iterations=2"]
+        args = main.parse_args(["--arch_type=mine", f"--output_dir={tmp_path}", *given])
+        main.main(args)
+        recorded = json.loads(utils.Files(args).settings.read_text())["settings"]
+        assert "paper" not in recorded
+        assert recorded["lr"] == 0.01
+    assert "has 2 rounds; a larger --prune_iterations adds more" in capsys.readouterr().out
+
+
+def parse_paper(capsys, *flags):
+    """Return the settings, and the flags that the printed line has."""
+    args = main.parse_args(["--paper", *flags])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("--paper sets --")
+    return args, line.removeprefix("--paper sets ").split()
+
+
+def test_the_printed_flags_are_equal_to_paper(capsys):
+    for arch_type in ("fc1", "conv2", "conv4", "conv6", "resnet20", "vgg19"):
+        args, flags = parse_paper(capsys, f"--arch_type={arch_type}")
+        assert len({flag.partition("=")[0] for flag in flags}) == len(flags)
+        assert args == main.parse_args([f"--arch_type={arch_type}", *flags])
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "value"),
+    [
+        ("--dataset=digits", "dataset", "digits"),
+        ("--optimizer=adam", "optimizer", "adam"),
+        ("--momentum=0", "momentum", 0),
+        ("--weight_decay=0", "weight_decay", 0),
+        ("--batch_size=60", "batch_size", 60),
+        ("--no-augment", "augment", False),
+        ("--lr=0.0012", "lr", 0.0012),
+        ("--warmup_iter=0", "warmup_iter", 0),
+        ("--lr_milestones=none", "lr_milestones", []),
+        ("--lr_milestones=7", "lr_milestones", [7]),
+        ("--max_iter=0", "max_iter", 0),
+        ("--eval_iter=0", "eval_iter", 0),
+        ("--valid_freq=1", "valid_freq", 1),
+        ("--prune_scope=layer", "prune_scope", "layer"),
+        ("--prune_percent=10", "prune_percent", 10),
+        ("--prune_percent_output=5", "prune_percent_output", 5),
+        ("--prune_percent_downsample=5", "prune_percent_downsample", 5),
+        ("--prune_iterations=35", "prune_iterations", 35),
+        ("--masks_from=none", "masks_from", None),
+    ],
+)
+def test_flags_that_are_given_override_paper(flag, name, value, capsys):
+    """Even if they have the value of the usual default."""
+    known = ["--arch_type=resnet20", "--prune_type=reinit"]
+    paper, all_flags = parse_paper(capsys, *known)
+    args, flags = parse_paper(capsys, *known, flag)
+    assert getattr(args, name) == value
+    assert getattr(paper, name) != value
+    assert len(flags) == len(all_flags) - 1
+    assert f"--{name}" not in [flag.partition("=")[0] for flag in flags]
+    for other in ("val_size", "prune_percent_conv", name):  # the first two follow from others
+        delattr(args, other)
+        delattr(paper, other)
+    assert args == paper
+
+
+def test_epochs_that_are_given_override_papers_iterations(capsys):
+    args, flags = parse_paper(capsys, "--end_iter=3")
+    assert (args.end_iter, args.max_iter) == (3, 0)
+    assert not any(flag.startswith("--max_iter") for flag in flags)
+
+
+@pytest.mark.parametrize("kind", utils.PRUNE_TYPES)
+def test_papers_controls_have_the_masks_of_lt(kind, capsys):
+    args, _ = parse_paper(capsys, "--arch_type=vgg19", f"--prune_type={kind}")
+    assert args.masks_from == ("lt" if kind in ("reinit", "random") else None)
+
+
+def test_the_first_line_of_a_run_says_what_paper_sets(tmp_path):
+    flags = ["--dataset=digits", "--max_iter=20", "--prune_iterations=1"]
+    result = command("main.py", "--paper", *flags, f"--output_dir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    first, *_ = result.stdout.splitlines()
+    assert first == (
+        "--paper sets --optimizer=adam --lr=1.2e-3 --batch_size=60 --eval_iter=100 "
+        "--valid_freq=1000 --prune_percent=20 --prune_percent_output=10"
+    )
+
+
+def test_unknown_flags_in_an_architectures_file_are_one_line(own, capsys):
+    (own / "common/mine.py").write_text(MINE.replace("--lr", "--learning_rate"))
+    with pytest.raises(SystemExit) as stop:
+        main.parse_args(["--paper", "--arch_type=mine"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--learning_rate=0.01" in error
