@@ -137,7 +137,7 @@ def train(args, state, data, run):
     state.model.train()
     step = Step(args, state, data)
     with utils.Log(args, state, steps, end) as log:
-        if state.iteration == first_iteration(args, state) and not state.rows[-1]:
+        if state.iteration == first_iteration(args, state):
             log.add(measure(args, state, data, steps, end))  # of the untrained ticket
         while state.iteration < end:
             step()

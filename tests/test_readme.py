@@ -290,6 +290,12 @@ def test_paper_has_the_papers_settings():
     }
 
 
+def test_paper_has_the_settings_of_the_results():
+    page = (ROOT / "docs/results.md").read_text()
+    flags = re.search(r'flags="(.*)"', page)[1]
+    assert main.parse_args(["--paper"]) == main.parse_args(flags.split())
+
+
 def test_the_questions_have_valid_commands():
     section = README.partition("\n## Questions and commands\n")[2].partition("\n## ")[0]
     commands = re.findall(r"^\| .*? \| `(--.*?)`", section, re.MULTILINE)

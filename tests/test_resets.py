@@ -72,6 +72,21 @@ def test_survivors_become_other_weights_and_the_rest_is_reset(
             assert (first[name] != second[name])[mask].double().mean() > 0.4, "drawn only once"
 
 
+@pytest.mark.parametrize("kind", ["shuffle", "constant", "signed_reinit", "signed_shuffle"])
+def test_draws_depend_on_the_seed_and_the_round(kind, small_args):
+    found = []
+    for seed, round_ in ((0, 0), (0, 0), (1, 0), (0, 1)):
+        args = small_args(prune_type=kind, seed=seed)
+        state = main.new_state(args, main.new_model(small_args(), 0))  # always the same weights
+        state.round = round_
+        main.reset(args, state, state.masks)
+        found.append(state.model[5].weight)
+    first, again, *others = found
+    assert torch.equal(first, again)
+    for other in others:
+        assert (first != other).double().mean() > 0.4
+
+
 @pytest.mark.parametrize("learning", [STILL, {"lr_milestones": "30"}], ids=["still", "trained"])
 @pytest.mark.parametrize("kind", KEPT)
 def test_trained_networks_are_kept(kind, learning, small_args, starts, monkeypatch):
