@@ -1010,7 +1010,12 @@ def parse_with_paper(parser, args, argv):
     """
     flags = archs.paper_flags(args.dataset, args.arch_type)
     if not flags:
-        parser.error(f"--paper: the file of {args.arch_type} does not define PAPER")
+        names = archs.architectures(args.dataset)
+        known = [name for name in names if archs.paper_flags(args.dataset, name)]
+        parser.error(
+            f"--paper: the file of {args.arch_type} does not define PAPER; "
+            f"those of {', '.join(known)} do"
+        )
     if args.prune_type in ("reinit", "random"):
         flags.append("--masks_from=lt")
     if any(text.startswith("--end_iter") for text in argv):  # --max_iter takes precedence over it

@@ -356,7 +356,10 @@ def test_bad_flags_are_one_line(flag, advice, capsys):
         ],
         (["--prune_type=finetune"], "equals lr_rewind if the learning rate is constant"),
         (["--prune_type=finetune", "--warmup_iter=1"], "equals lr_rewind"),
-        (["--paper", "--arch_type=lenet5"], "--paper: the file of lenet5 does not define PAPER"),
+        (
+            ["--paper", "--arch_type=lenet5"],
+            "--paper: the file of lenet5 does not define PAPER; those of conv2, conv4, conv6, fc1,",
+        ),
         ([f"--seed={2**64 - 1}", "--trials=2"], f"--trials=2 needs seeds beyond {2**64 - 1}"),
     ],
 )

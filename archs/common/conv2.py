@@ -3,6 +3,7 @@
 from torch import nn
 from torchvision.models import vgg
 
+# What --paper sets.
 PAPER = """
 --dataset=cifar10 --optimizer=adam --lr=2e-4 --batch_size=60
 --max_iter=20000 --eval_iter=100 --valid_freq=1000

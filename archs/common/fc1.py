@@ -2,6 +2,7 @@
 
 from torch import nn
 
+# What --paper sets.
 PAPER = """
 --dataset=mnist --optimizer=adam --lr=1.2e-3 --batch_size=60
 --max_iter=50000 --eval_iter=100 --valid_freq=1000

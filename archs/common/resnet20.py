@@ -7,7 +7,7 @@ paper's count of 270 thousand weights includes.
 from torch import nn
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
-# With the learning rate and the warm-up that find winning tickets.
+# What --paper sets, with the learning rate and the warm-up that find winning tickets.
 PAPER = """
 --dataset=cifar10 --optimizer=sgd --momentum=0.9 --weight_decay=1e-4 --batch_size=128 --augment
 --lr=0.03 --warmup_iter=20000 --lr_milestones=20000,25000

@@ -6,7 +6,7 @@ An average pool over the last 2x2 pixels replaces the fifth max pool.
 from torch import nn
 from torchvision.models import vgg
 
-# With the warm-up that finds winning tickets at this learning rate.
+# What --paper sets, with the warm-up that finds winning tickets at this learning rate.
 PAPER = """
 --dataset=cifar10 --optimizer=sgd --momentum=0.9 --weight_decay=1e-4 --batch_size=64 --augment
 --lr=0.1 --warmup_iter=10000 --lr_milestones=56000,84000
