@@ -331,7 +331,7 @@ def replace_weights(args, state, kind):
     draws ("new"). If `kind` is signed, each keeps the sign of its initial value.
 
     H. Zhou, J. Lan, R. Liu and J. Yosinski, "Deconstructing Lottery Tickets: Zeros, Signs, and the
-    Supermask", NeurIPS 2019, section 4.
+    Supermask", NeurIPS 2019, which calls these "mask-1 actions".
     """
     drawn = prunable(new_model(args, state.round))
     seed_torch(args.seed, state.round, 0)

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -254,13 +256,28 @@ def test_the_untrained_ticket_is_not_a_candidate(small_args, monkeypatch):
     }
 
 
-def test_the_untrained_ticket_is_evaluated_once_even_if_the_run_resumes(small_args, tmp_path):
+@pytest.mark.parametrize("iteration", [1, 20, 40])
+def test_the_untrained_ticket_is_evaluated_once_even_if_the_run_resumes(
+    iteration, small_args, tmp_path, monkeypatch
+):
     args = small_args()
     main.main(args)
     whole = log_rows(args)
-    for rounds in (1, 2, 3):
-        main.main(small_args(prune_iterations=rounds, output_dir=tmp_path / "b"))
-    resumed = log_rows(small_args(output_dir=tmp_path / "b"))
+
+    args = small_args(output_dir=tmp_path / "b")
+    main.main(small_args(output_dir=tmp_path / "b", prune_iterations=1))
+    step = utils.Log.step
+
+    def stop(log):
+        step(log)
+        if log.state.iteration == iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
+        patch.setattr(utils.Log, "step", stop)
+        main.main(args)
+    main.main(args)
+    resumed = log_rows(args)
     assert [row | {"seconds": 0} for row in resumed] == [row | {"seconds": 0} for row in whole]
 
 
