@@ -1006,7 +1006,7 @@ def check_architecture(parser, args):
 def parse_with_paper(parser, args, argv):
     """Return the settings from the command line, with the paper's settings as the defaults.
 
-    `args` are the settings without them. Print those of the paper's that `argv` does not override.
+    `args` are the settings without them. Print the flags of the paper that `argv` does not have.
     """
     flags = archs.paper_flags(args.dataset, args.arch_type)
     if not flags:
@@ -1018,17 +1018,18 @@ def parse_with_paper(parser, args, argv):
         )
     if args.prune_type in ("reinit", "random"):
         flags.append("--masks_from=lt")
-    if any(text.startswith("--end_iter") for text in argv):  # --max_iter takes precedence over it
-        flags = [flag for flag in flags if not flag.startswith("--max_iter")]
-    paper = parser.parse_args(flags)
-    args = parser.parse_args([*flags, *argv])
-    kept = {}  # a later flag replaces an earlier one
-    for flag in flags:
-        name = flag.partition("=")[0].removeprefix("--")
-        if getattr(args, name) == getattr(paper, name):
-            kept[name] = flag
-    print(f"--paper sets {' '.join(kept.values())}")
-    return args
+    papers = {flag_name(flag): flag for flag in flags}  # a later flag replaces an earlier one
+    given = {flag_name(text) for text in argv}
+    if "--end_iter" in given:
+        given.add("--max_iter")  # which would take precedence
+    flags = [flag for name, flag in papers.items() if name not in given]
+    print(f"--paper sets {' '.join(flags)}")
+    return parser.parse_args([*flags, *argv])
+
+
+def flag_name(text):
+    """Return the name of a flag on the command line; that of --no-augment is --augment."""
+    return text.partition("=")[0].replace("--no-", "--")
 
 
 def defaults(args):
