@@ -809,11 +809,18 @@ def test_the_first_line_of_a_run_says_what_paper_sets(tmp_path):
     )
 
 
-def test_unknown_flags_in_an_architectures_file_are_one_line(own, capsys):
-    (own / "common/mine.py").write_text(MINE.replace("--lr", "--learning_rate"))
+@pytest.mark.parametrize(
+    ("place", "old", "new", "advice"),
+    [
+        ("common", "--lr", "--learning_rate", "--learning_rate=0.01"),
+        ("mnist", "", "", "--arch_type=mine does not support --dataset=digits"),
+    ],
+)
+def test_unusable_flags_in_an_architectures_file_are_one_line(place, old, new, advice, own, capsys):
+    (own / place / "mine.py").write_text(MINE.replace(old, new) if old else MINE)
     with pytest.raises(SystemExit) as stop:
         main.parse_args(["--paper", "--arch_type=mine"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "--learning_rate=0.01" in error
+    assert advice in error
