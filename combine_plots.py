@@ -153,7 +153,8 @@ def read_runs(found):
     import pandas as pd
 
     results = {}
-    for files in sorted(found, key=lambda files: [*utils.PRUNE_TYPES].index(files.prune_type)):
+    order = list(utils.PRUNE_TYPES)
+    for files in sorted(found, key=lambda files: order.index(files.prune_type)):
         run = read_run(files)
         if run is not None:
             results[files] = run
@@ -808,9 +809,8 @@ def styles(curves):
 
     The prune types have the same ones in all figures.
     """
-    numbers = {}
-    for curve in set(curves).intersection(utils.PRUNE_TYPES):
-        numbers[curve] = [*utils.PRUNE_TYPES].index(curve)
+    present = set(curves)
+    numbers = {curve: i for i, curve in enumerate(utils.PRUNE_TYPES) if curve in present}
     free = (number for number in itertools.count() if number not in numbers.values())
     for curve in dict.fromkeys(curves):
         if curve not in numbers:

@@ -333,7 +333,8 @@ def replace_weights(args, state, kind):
     H. Zhou, J. Lan, R. Liu and J. Yosinski, "Deconstructing Lottery Tickets: Zeros, Signs, and the
     Supermask", NeurIPS 2019, which calls these "mask-1 actions".
     """
-    drawn = prunable(new_model(args, state.round))
+    if kind.weights == "new":
+        drawn = prunable(new_model(args, state.round))
     seed_torch(args.seed, state.round, 0)
     for name, weight in prunable(state.model).items():
         initial = weight.cpu()  # draws on the CPU are the same for every device
@@ -788,7 +789,7 @@ def learning_rate(args, round_, iteration):
     and M. Carbin, "Comparing Rewinding and Fine-tuning in Neural Network Pruning", ICLR 2020).
     """
     if round_ and utils.PRUNE_TYPES[args.prune_type].last_rate:
-        return args.lr * args.lr_gamma ** len(args.lr_milestones)
+        iteration = math.inf
     rate = args.lr
     if args.warmup_iter:
         rate *= min(1, (iteration + 1) / args.warmup_iter)
@@ -1016,7 +1017,7 @@ def parse_with_paper(parser, args, argv):
             f"--paper: the file of {args.arch_type} does not define PAPER; "
             f"those of {', '.join(known)} do"
         )
-    if args.prune_type in ("reinit", "random"):
+    if utils.PRUNE_TYPES[args.prune_type].control:
         flags.append("--masks_from=lt")
     papers = {flag_name(flag): flag for flag in flags}  # a later flag replaces an earlier one
     given = {flag_name(text) for text in argv}

@@ -44,12 +44,15 @@ class PruneType(NamedTuple):
     signed: bool = False  # whether these have the signs of the initial weights
     random_masks: bool = False  # whether the survivors are chosen at random
     last_rate: bool = False  # whether training continues at the schedule's last learning rate
+    control: bool = False  # whether it is a control of the paper's, with the masks of lt
 
 
 PRUNE_TYPES = {
     "lt": PruneType("their initial weights"),
-    "reinit": PruneType("new random weights", network="new"),
-    "random": PruneType("as lt, but the survivors are chosen at random", random_masks=True),
+    "reinit": PruneType("new random weights", network="new", control=True),
+    "random": PruneType(
+        "as lt, but the survivors are chosen at random", random_masks=True, control=True
+    ),
     "shuffle": PruneType("their initial weights, permuted in each layer", weights="shuffled"),
     "constant": PruneType(
         "+ or - the standard deviation of the layer's initial weights", weights="constant"
