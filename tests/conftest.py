@@ -6,9 +6,11 @@ import os
 # processes need the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +172,32 @@ def starts(monkeypatch):
 
     monkeypatch.setattr(main, "train", spy)
     return found
+
+
+def ticket(args, round_, kind=None):
+    """Return the content of a round's ticket."""
+    return torch.load(utils.Files(args, kind).ticket(round_), weights_only=True)
+
+
+def log_rows(args):
+    """Return the rows of a run's log."""
+    return [json.loads(line) for line in utils.Files(args).log.read_text().splitlines()]
+
+
+def check_training(args, starts, optimizer, iterations, rate):
+    """Assert that every round ends with the same bits as if it is trained plainly.
+
+    `starts` is that of the fixture, and `rate` a function of the round and the iteration.
+    """
+    data = trial_data(args)
+    for round_, (state, masks) in enumerate(starts):
+        expected, _ = train_plainly(
+            args, state, masks, data, round_, optimizer, iterations, partial(rate, round_)
+        )
+        final = ticket(args, round_)["final"]
+        assert final.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(final[name], tensor), (round_, name)
 
 
 def train_plainly(args, state, masks, data, round_, optimizer, iterations, rate):

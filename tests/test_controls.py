@@ -14,20 +14,22 @@ import archs
 import combine_plots
 import main
 import utils
-from conftest import command, small_data, small_network, train_plainly, trial_data
+from conftest import (
+    command,
+    log_rows,
+    small_data,
+    small_network,
+    ticket,
+    train_plainly,
+    trial_data,
+)
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
-def ticket(args, round_, kind=None):
-    path = utils.Files(args).saves / f"{round_}_model_{kind or args.prune_type}.pth.tar"
-    return torch.load(path, weights_only=True)
-
-
 def rows(args):
     """Return the rows of a run's log, without those of untrained tickets."""
-    path = utils.Files(args).dumps / f"{args.prune_type}_log.jsonl"
-    return utils.trained([json.loads(line) for line in path.read_text().splitlines()])
+    return utils.trained(log_rows(args))
 
 
 def arrays(args):

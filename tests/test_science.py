@@ -2,9 +2,8 @@
 
 import dataclasses
 import itertools
-import json
 import math
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +14,16 @@ from torch import nn
 import archs
 import main
 import utils
-from conftest import arrays, same, small_data, small_network, train_plainly, trial_data
+from conftest import (
+    arrays,
+    check_training,
+    log_rows,
+    same,
+    small_data,
+    small_network,
+    ticket,
+    trial_data,
+)
 
 BATCH_NORM = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 
@@ -140,23 +148,8 @@ def test_every_round_trains_with_a_fresh_optimizer_and_the_given_schedule(
     monkeypatch.setattr(archs, "build", small_network)
     args = small_args(**flags)
     main.main(args)
-    data = trial_data(args)
-    for round_, (state, masks) in enumerate(starts):
-        expected, _ = train_plainly(
-            args,
-            state,
-            masks,
-            data,
-            round_,
-            lambda p: kind(p, args.lr, fused=True, **settings),
-            range(iterations),
-            rate,
-        )
-        saved = torch.load(
-            f"{args.output_dir}/saves/fc1/digits/{round_}_model_lt.pth.tar", weights_only=True
-        )["final"]
-        for name, tensor in expected.items():
-            assert torch.equal(saved[name], tensor), (round_, name)
+    optimizer = partial(kind, lr=args.lr, fused=True, **settings)
+    check_training(args, starts, optimizer, range(iterations), lambda _, i: rate(i))
 
 
 # 4. Pruned weights stay zero, survivors learn
@@ -242,8 +235,7 @@ def test_masks_are_nested_and_follow_from_final_weights(small_args, starts, monk
     main.main(args)
     for round_ in (1, 2):
         before, after = starts[round_ - 1][1], starts[round_][1]
-        path = f"{args.output_dir}/saves/fc1/digits/{round_ - 1}_model_lt.pth.tar"
-        final = torch.load(path, weights_only=True)["final"]
+        final = ticket(args, round_ - 1)["final"]
         for name in before:
             assert not (after[name] & ~before[name]).any()
             removed = before[name] & ~after[name]
@@ -285,9 +277,8 @@ def test_rows_and_checkpoints_measure_the_weights_they_name(valid_freq, small_ar
     args = small_args(prune_iterations=2, end_iter=4, valid_freq=valid_freq)
     main.main(args)
     data = trial_data(args)
-    dumps, saves = (f"{args.output_dir}/{name}/fc1/digits" for name in ("dumps/lt", "saves"))
-    log = [json.loads(line) for line in Path(f"{dumps}/lt_log.jsonl").read_text().splitlines()]
-    log = utils.trained(log)
+    dumps = f"{args.output_dir}/dumps/lt/fc1/digits"
+    log = utils.trained(log_rows(args))
     epochs = [epoch for epoch in range(1, 5) if epoch % valid_freq == 0 or epoch == 4]
     assert [(row["round"], row["epoch"]) for row in log] == [
         (r, epoch) for r in range(2) for epoch in epochs
@@ -296,17 +287,17 @@ def test_rows_and_checkpoints_measure_the_weights_they_name(valid_freq, small_ar
     model = archs.build("digits", "fc1")
     for round_ in range(2):
         rows = [row for row in log if row["round"] == round_]
-        ticket = torch.load(f"{saves}/{round_}_model_lt.pth.tar", weights_only=True)
+        saved = ticket(args, round_)
         best = max(rows, key=lambda row: row["val_accuracy"])
         early = min(rows, key=lambda row: row["val_loss"])
-        for row, state in ((rows[-1], ticket["final"]), (best, ticket["model"])):
+        for row, state in ((rows[-1], saved["final"]), (best, saved["model"])):
             model.load_state_dict(state)
             val_loss, val_accuracy = main.evaluate(args, model, data, data.val)
             assert (val_loss, val_accuracy) == (row["val_loss"], row["val_accuracy"])
             assert main.evaluate(args, model, data, data.test)[1] == row["test_accuracy"]
             assert row["iteration"] == row["epoch"] * (1237 // 60)
         expected = {
-            "compression": ticket["weights_remaining"],
+            "compression": saved["weights_remaining"],
             "bestaccuracy": best["test_accuracy"],
             "finalaccuracy": rows[-1]["test_accuracy"],
             "earlystop": early["iteration"],
@@ -314,7 +305,7 @@ def test_rows_and_checkpoints_measure_the_weights_they_name(valid_freq, small_ar
         }
         for name, value in expected.items():
             assert np.load(f"{dumps}/lt_{name}.dat")[round_] == value, name
-        assert ticket["test_accuracy"] == best["test_accuracy"]
+        assert saved["test_accuracy"] == best["test_accuracy"]
         accuracies = np.load(f"{dumps}/lt_all_accuracy_{round_}.dat")
         assert len(accuracies) == len(np.load(f"{dumps}/lt_all_loss_{round_}.dat")) == 4
         assert {
@@ -537,8 +528,7 @@ def test_a_validation_loss_that_is_not_finite_leaves_the_log_intact(small_args, 
     args = small_args()
     with pytest.raises(utils.Failure, match="round 1, epoch 1"):
         main.main(args)
-    rows = (utils.Files(args).dumps / "lt_log.jsonl").read_text().splitlines()
-    assert [json.loads(row)["epoch"] for row in rows] == [0, 1, 2, 0]
+    assert [row["epoch"] for row in log_rows(args)] == [0, 1, 2, 0]
 
 
 # The training loop
@@ -614,7 +604,7 @@ def test_all_layer_types_are_pruned_and_other_parameters_are_named(small_args, m
         end_iter=1, prune_iterations=2, prune_percent_output=50, prune_percent_conv=30
     )
     main.main(args)
-    masks = torch.load(utils.Files(args).ticket(1), weights_only=True)["masks"]
+    masks = ticket(args, 1)["masks"]
     gone = {name: round(100 * (~mask).double().mean().item()) for name, mask in masks.items()}
     convolutions = ("conv1", "conv3", "up", "up1", "up3")
     expected = {f"{name}.weight": pytest.approx(30, abs=4) for name in convolutions}
@@ -671,7 +661,7 @@ def test_an_output_layer_that_is_not_called_is_pruned_as_all_others(small_args, 
     monkeypatch.setattr(archs, "build", lambda *_: FunctionalHead())
     args = small_args(prune_iterations=2, end_iter=1)
     main.main(args)
-    masks = torch.load(utils.Files(args).ticket(1), weights_only=True)["masks"]
+    masks = ticket(args, 1)["masks"]
     assert int(masks["head.weight"].sum()) == 240
     assert int(masks["body.weight"].sum()) == round(0.8 * 784 * 30)
 
@@ -744,23 +734,11 @@ def test_frozen_and_unused_parameters_do_not_change(
     monkeypatch.setattr(archs, "build", build)
     args = small_args(prune_iterations=2, optimizer=optimizer, lr=0.01, weight_decay=0.1)
     main.main(args)
-    data = trial_data(args)
-    kind = {"adam": ADAM, "sgd": lambda *rest, **options: SGD(*rest, momentum=0.9, **options)}[
-        optimizer
-    ]
+    kind = {"adam": ADAM, "sgd": partial(SGD, momentum=0.9)}[optimizer]
+    kind = partial(kind, lr=0.01, fused=True, weight_decay=0.1)
+    check_training(args, starts, kind, range(40), lambda *_: 0.01)
     still = ("1.weight", "1.bias") if graph == "frozen" else ("3.weight", "3.bias")
-    for round_, (state, masks) in enumerate(starts):
-        expected, _ = train_plainly(
-            args,
-            state,
-            masks,
-            data,
-            round_,
-            lambda p: kind(p, 0.01, fused=True, weight_decay=0.1),
-            range(40),
-            lambda _: 0.01,
-        )
-        final = torch.load(utils.Files(args).ticket(round_), weights_only=True)["final"]
-        assert all(torch.equal(final[name], tensor) for name, tensor in expected.items())
+    for round_, (state, _) in enumerate(starts):
+        final = ticket(args, round_)["final"]
         assert all(torch.equal(final[name], state[name]) for name in still)
         assert not torch.equal(final["2.weight"], state["2.weight"])
