@@ -25,8 +25,10 @@ import os
 import sys
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +38,7 @@ from torch.nn.utils import parametrize
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 import archs
 import combine_plots
@@ -123,7 +126,7 @@ def experiment(run, data, percents):
             if state.round >= run.files.rounds():  # false if a run resumes between two rounds
                 train(args, state, data, run)
             while state.round + 1 < args.prune_iterations:
-                masks = next_masks(run, state, percents)
+                masks = next_masks(run, state, data, percents)
                 reset(args, state, masks)
                 train(args, state, data, run)
         except BrokenPipeError:  # from printing, which happens between iterations only
@@ -180,11 +183,11 @@ def evaluation_due(args, iteration, steps, end):
 # ---- Pruning and resetting -----------------------------------------------------------------------
 
 
-def prune(weights, masks, percent, scope="layer"):
-    """Return masks that drop the smallest weights: round(percent / 100 * n) of n survivors.
+def prune(scores, masks, percent, scope="layer"):
+    """Return masks that drop the weights of lowest score: round(percent / 100 * n) of n survivors.
 
     Args:
-        weights: {parameter name: tensor}.
+        scores: {parameter name: tensor}.
         masks: {parameter name: bool tensor of the same shape}, true if a weight survives.
         percent: a number, or {parameter name: number}. Layers at 0 stay as they are.
         scope: "layer" counts and compares weights within each layer, "global" across layers.
@@ -199,7 +202,7 @@ def prune(weights, masks, percent, scope="layer"):
     pruned = dict(masks)
     for group in groups:
         alive = torch.cat([masks[name].flatten() for name in group])
-        magnitudes = torch.cat([weights[name].detach().abs().flatten() for name in group])
+        candidates = torch.cat([scores[name].flatten() for name in group])
         survivors = alive.nonzero().squeeze(1)
 
         # Layers with the same rate are counted together: rounding errors in a sum of their shares
@@ -209,8 +212,8 @@ def prune(weights, masks, percent, scope="layer"):
             survivors_by_rate[percents[name]] += int(masks[name].sum())
         count = round(sum(rate / 100 * n for rate, n in survivors_by_rate.items()))
 
-        smallest = magnitudes[survivors].topk(count, largest=False, sorted=False).indices
-        alive[survivors[smallest]] = False
+        lowest = candidates[survivors].topk(count, largest=False, sorted=False).indices
+        alive[survivors[lowest]] = False
         sizes = [masks[name].numel() for name in group]
         for name, mask in zip(group, alive.split(sizes), strict=True):
             pruned[name] = mask.view_as(masks[name])
@@ -262,17 +265,18 @@ def layer_percents(args, model, output):
     return percents
 
 
-def next_masks(run, state, percents):
+def next_masks(run, state, data, percents):
     """Return the masks of the next round, {parameter name: bool tensor}.
 
-    They follow from this round's masks and trained weights, or from the run of `--masks_from`.
+    They follow from this round's masks and `--criterion`, or from the run of `--masks_from`.
     """
     args = run.args
     next_round = state.round + 1
     if args.masks_from:
         masks = utils.read_masks(run, next_round, dense_masks(state.model))
     else:
-        masks = prune(prunable(state.model), state.masks, percents, args.prune_scope)
+        scores = score_weights(run, state, data)
+        masks = prune(scores, state.masks, percents, args.prune_scope)
     if utils.PRUNE_TYPES[args.prune_type].random_masks:
         seed_torch(args.seed, next_round, 0)
         masks = random_masks(masks, state.masks)
@@ -300,30 +304,34 @@ def random_masks(masks, current):
 
 
 def reset(args, state, masks):
-    """Start the next round: reset the survivors to what utils.PRUNE_TYPES says.
-
-    Everything else that the network holds is reset as well, unless it keeps its trained weights.
-    The optimizer starts afresh.
-    """
-    kind = utils.PRUNE_TYPES[args.prune_type]
+    """Start the next round with these masks: reset the network and the optimizer."""
     state.round += 1
     state.iteration = first_iteration(args, state)
     state.seconds = 0.0
     state.rows.append([])
     utils.restore(state.masks, masks)
-    if kind.network == "initial":
-        state.model.load_state_dict(state.initial)
-    elif kind.network == "new":
-        state.model.load_state_dict(new_model(args, state.round).state_dict())
-    if kind.weights:
-        replace_weights(args, state, kind)
-    apply_masks(state.model, state.masks)
+    reset_model(args, state, state.model)
     utils.restore(state.optimizer_state, new_optimizer_state(args, state.model))
     state.loss.zero_()
 
 
+def reset_model(args, state, model):
+    """Reset the survivors to what the state's round starts with, which utils.PRUNE_TYPES says.
+
+    Everything else that the network holds is reset as well, unless it keeps its trained weights.
+    """
+    kind = utils.PRUNE_TYPES[args.prune_type]
+    if kind.network == "initial":
+        model.load_state_dict(state.initial)
+    elif kind.network == "new":
+        model.load_state_dict(new_model(args, state.round).state_dict())
+    if kind.weights and state.round:  # the first round trains the initial weights
+        replace_weights(args, state, model, kind)
+    apply_masks(model, state.masks)
+
+
 @torch.no_grad()
-def replace_weights(args, state, kind):
+def replace_weights(args, state, model, kind):
     """Replace the initial weights, which the network holds, as a utils.PruneType says.
 
     In each layer, survivors become their initial values in random order ("shuffled"), the standard
@@ -336,7 +344,7 @@ def replace_weights(args, state, kind):
     if kind.weights == "new":
         drawn = prunable(new_model(args, state.round))
     seed_torch(args.seed, state.round, 0)
-    for name, weight in prunable(state.model).items():
+    for name, weight in prunable(model).items():
         initial = weight.cpu()  # draws on the CPU are the same for every device
         if kind.weights == "new":
             values = drawn[name]
@@ -370,6 +378,164 @@ def apply_masks(model, masks):
     """Set the pruned weights of a model to zero."""
     for name, weight in prunable(model).items():
         weight.masked_fill_(~masks[name], 0)
+
+
+# ---- Criteria ------------------------------------------------------------------------------------
+
+
+def score_weights(run, state, data):
+    """Return the scores by which `--criterion` ranks the weights, {parameter name: tensor}.
+
+    Raises utils.Failure if the score of a survivor is not finite.
+    """
+    args = run.args
+    criterion = CRITERIA[args.criterion]
+    if criterion.before_training:
+        model = new_model(args, 0, data.device)
+        model.load_state_dict(state.initial)
+        scores = criterion.score(args, model, state.masks, data)
+    else:
+        if args.one_shot:
+            model = new_model(args, 0, data.device)
+            model.load_state_dict(run.first_weights(state.model))
+            state = dataclasses.replace(state, round=0, model=model)
+        final = state.model.state_dict()
+        initial = initial_weights(args, state) if criterion.uses_initial else {}
+        scores = {name: criterion.score(final[name], initial.get(name)) for name in state.masks}
+
+    for name, mask in state.masks.items():
+        if not scores[name][mask].isfinite().all():
+            raise utils.Failure(
+                f"--criterion={args.criterion}: a score of {name} is not finite in round "
+                f"{state.round} of seed {args.seed}. Use another criterion, with --overwrite or "
+                "another --output_dir"
+            )
+    return scores
+
+
+def initial_weights(args, state):
+    """Return the weights w_i of the criteria, {parameter name: tensor}.
+
+    They are those that the round started from. With `--rewind_iter`, the first round counts as
+    started from the weights that later rounds are reset to.
+    """
+    model = new_model(args, 0, state.loss.device)
+    reset_model(args, state, model)
+    return model.state_dict()
+
+
+def magnitude(final, initial):
+    """Score weights by |w_f|, as Frankle & Carbin do ("large final" of Zhou et al., see below)."""
+    return final.abs()
+
+
+def increase(final, initial):
+    """Score weights by |w_f| - |w_i|, "magnitude increase".
+
+    H. Zhou, J. Lan, R. Liu and J. Yosinski, "Deconstructing Lottery Tickets: Zeros, Signs, and the
+    Supermask", NeurIPS 2019, which is also the source of the next three.
+    """
+    return final.abs() - initial.abs()
+
+
+def movement(final, initial):
+    """Score weights by |w_f - w_i|, "movement"."""
+    return (final - initial).abs()
+
+
+def initial_magnitude(final, initial):
+    """Score weights by |w_i|, "large init"."""
+    return initial.abs()
+
+
+def same_sign(final, initial):
+    """Score weights by w_f * sign(w_i), "large final, same sign".
+
+    The paper scores all weights that changed their sign by 0. Here the largest of them go first.
+    """
+    return final * initial.sign()
+
+
+def snip(args, model, masks, data):
+    """Score weights by |w * dL/dw|, where L is the loss of the dense network before training.
+
+    It is the mean over 100 training examples for each class there is, which the seed chooses from
+    all classes, in batches of 100.
+
+    N. Lee, T. Ajanthan and P. Torr, "SNIP: Single-shot Network Pruning based on Connection
+    Sensitivity", ICLR 2019.
+    """
+    images, labels = data.train
+    size = min(100, len(labels))
+    seed_torch(args.seed, 0, 0, 0)  # also for dropout
+    order = torch.randperm(len(labels)).to(labels.device)
+    batches = order.unfold(0, size, size)[: archs.facts(args.dataset).CLASSES]  # full ones only
+    losses = (
+        F.cross_entropy(forward(args, model, data, images[batch]), labels[batch]) / len(batches)
+        for batch in tqdm(batches, desc="scoring weights", delay=1, leave=False)
+    )
+    return sensitivity(model.train(), losses)
+
+
+@torch.no_grad()
+def synflow(args, model, masks, data):
+    """Score weights by |w * dR/dw|, where R is the sum of the outputs for an input of ones.
+
+    It is that of the pruned network before training, with the absolute values of all parameters and
+    buffers.
+
+    H. Tanaka, D. Kunin, D. Yamins and S. Ganguli, "Pruning neural networks without any data by
+    iteratively conserving synaptic flow", NeurIPS 2020.
+    """
+    apply_masks(model, masks)
+    model.double().eval()  # the products of many layers exceed float32
+    for tensor in model.state_dict().values():
+        tensor.abs_()
+    images, _ = data.train
+    ones = torch.ones_like(images[:1], dtype=torch.float64)
+    with torch.enable_grad():
+        return sensitivity(model, [model(ones).sum()])
+
+
+def sensitivity(model, terms):
+    """Return |w * dS/dw| for the prunable weights, {parameter name: tensor}.
+
+    S is the sum of the terms, an iterable of tensors of shape ().
+    """
+    weights = prunable(model)
+    for weight in weights.values():
+        weight.grad = torch.zeros_like(weight)
+    for term in terms:
+        term.backward()
+    return {name: (weight * weight.grad).abs().detach() for name, weight in weights.items()}
+
+
+class Criterion(NamedTuple):
+    """A score of the weights, of which the lowest are pruned."""
+
+    formula: str
+    # For a layer, score(w_f, w_i) returns a tensor of the same shape. Before training, it is
+    # score(args, network that lt resets to, masks, data), which returns {parameter name: tensor}.
+    score: Callable
+    uses_initial: bool = False  # whether it uses w_i, which is None otherwise
+    before_training: bool = False
+
+
+CRITERIA = {
+    "magnitude": Criterion("|w_f|", magnitude),
+    "increase": Criterion("|w_f| - |w_i|", increase, uses_initial=True),
+    "movement": Criterion("|w_f - w_i|", movement, uses_initial=True),
+    "initial": Criterion("|w_i|", initial_magnitude, uses_initial=True),
+    "same_sign": Criterion("w_f * sign(w_i)", same_sign, uses_initial=True),
+    "snip": Criterion(
+        "|w * dL/dw|, L: loss of the dense network before training", snip, before_training=True
+    ),
+    "synflow": Criterion(
+        "|w * dR/dw|, R: outputs for an input of ones, of the pruned network before training",
+        synflow,
+        before_training=True,
+    ),
+}
 
 
 # ---- Device and randomness -----------------------------------------------------------------------
@@ -952,9 +1118,14 @@ def parse_args(argv=None):
     """Return the settings from the command line. Exits with status 2 if they are unusable."""
     argv = sys.argv[1:] if argv is None else argv
     prune_types = [f"  {name:15}  {kind.meaning}" for name, kind in utils.PRUNE_TYPES.items()]
+    criteria = [f"  {name:15}  {criterion.formula}" for name, criterion in CRITERIA.items()]
     epilog = [
         "prune types, and what the survivors of a round become:",
         *prune_types,
+        "",
+        "criteria, and the score whose lowest weights are pruned (w_f: at the end of the round,",
+        "w_i: at its start; use --prune_scope=global with snip and synflow):",
+        *criteria,
         "",
         "Example: %(prog)s --dataset=digits --prune_percent=20 --prune_iterations=16 --end_iter=20",
     ]
@@ -980,6 +1151,7 @@ def parse_args(argv=None):
     for name, reason in utils.REFUSED.get(args.prune_type, {}).items():
         if getattr(args, name):
             parser.error(f"--{name} is not for --prune_type={args.prune_type}: {reason}")
+    check_criterion(parser, args)
 
     if args.val_size is None:
         args.val_size = archs.facts(args.dataset).VAL_SIZE
@@ -1001,6 +1173,33 @@ def check_architecture(parser, args):
         parser.error(
             f"--arch_type={args.arch_type} does not support --dataset={args.dataset}; "
             f"these do: {', '.join(names)}"
+        )
+
+
+def check_criterion(parser, args):
+    """Exit with status 2 if other flags leave no meaning to the criterion or to `--one_shot`."""
+    criterion = CRITERIA[args.criterion]
+    trained = utils.PRUNE_TYPES[args.prune_type].network == "trained"
+    if criterion.uses_initial and trained and not args.masks_from:
+        parser.error(
+            f"--criterion={args.criterion} is not for --prune_type={args.prune_type}, which starts "
+            "rounds from trained weights: add --masks_from=lt to prune as lt does"
+        )
+    if not args.one_shot:
+        return
+    if criterion.before_training:
+        parser.error(
+            f"--one_shot is not for --criterion={args.criterion}, which uses no trained weights"
+        )
+    if trained:
+        parser.error(
+            f"--one_shot is not for --prune_type={args.prune_type}, which starts rounds from "
+            "trained weights"
+        )
+    if args.masks_from:
+        parser.error(
+            "--one_shot is not for --masks_from: without it, all prune types have the same ranking,"
+            " because they share the first round"
         )
 
 
@@ -1080,6 +1279,10 @@ def add_flags(parser):
         help="number of rounds; the first is dense")
     add("--prune_scope", default="layer", choices=["layer", "global"],
         help="prune the percentage within each layer, or across all layers")
+    add("--criterion", default="magnitude", choices=CRITERIA, metavar="NAME",
+        help="what ranks the weights, see below")
+    add("--one_shot", action="store_true",
+        help="rank by the weights at the end of the first round in all rounds")
     add("--masks_from", choices=["lt", "none"],
         help="use the masks of the lt run with the same seed (default: none%(default).0s)")
     add("--rewind_iter", default=0, type=size, metavar="K",

@@ -688,11 +688,24 @@ class Run:
                     f"the checkpoint in {self.files.saves} is of another network or version. "
                     f"{START_OVER}"
                 )
+            if self.args.one_shot and self.saved["state"]["round"]:
+                self.first_weights(state.model)
         if self.args.masks_from:
             ticket = read_ticket(self, 0, state.masks)  # again: its data can be compared now
             if not self.saved:
                 subject = f"{self.args.masks_from} in {self.files.dumps} was made before changes"
                 note_changes(subject, ticket.get("made_by", {}), provenance())
+
+    def first_weights(self, model):
+        """Return the state dict at the end of round 0, from its ticket.
+
+        Raises BadInput if the ticket cannot be used for this network.
+        """
+        path = self.files.ticket(0)
+        final = load_checkpoint(path, {"final": dict})["final"]
+        if not same_structure(model, final):
+            raise BadInput(f"{path} is of another network")
+        return final
 
     def check_settings(self, others):
         """Raise BadInput if the existing results have other settings or masks, {name: value}."""

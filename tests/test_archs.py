@@ -65,7 +65,8 @@ def test_train_prune_reset_train(dataset, arch_type, small_args, train_round):
         for name, weight in main.prunable(model).items():
             assert (weight != initial[name])[masks[name]].any(), f"{name} did not train"
             assert not weight[~masks[name]].any()
-        pruned = main.prune(main.prunable(model), masks, args.prune_percent)
+        magnitudes = {name: weight.detach().abs() for name, weight in main.prunable(model).items()}
+        pruned = main.prune(magnitudes, masks, args.prune_percent)
         for name, mask in pruned.items():
             alive = int(masks[name].sum())
             assert mask.sum() == alive - round(0.2 * alive)

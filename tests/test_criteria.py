@@ -1,0 +1,537 @@
+"""Which weights survive: every criterion, before and after training, and one-shot pruning."""
+
+import itertools
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.random import SeedSequence
+from torch import nn
+
+import archs
+import main
+import utils
+from conftest import arrays, same, small_data, small_network, ticket, trial_data
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+# The scores of a layer: w_f, w_i are NumPy arrays.
+FORMULAS = {
+    "magnitude": lambda final, initial: np.abs(final),
+    "increase": lambda final, initial: np.abs(final) - np.abs(initial),
+    "movement": lambda final, initial: np.abs(final - initial),
+    "initial": lambda final, initial: np.abs(initial),
+    "same_sign": lambda final, initial: np.where(initial < 0, -final, final),
+}
+BEFORE = ["snip", "synflow"]
+PATHS = [{"criterion": name} for name in main.CRITERIA] + [{"one_shot": True}]
+
+
+def parse(make, one_shot=False, **flags):
+    """Return the settings of a small run, of the fixture small_args."""
+    args = make(**flags)
+    args.one_shot = one_shot
+    return args
+
+
+def check_masks(scores, before, after, scope, share=0.2):
+    """Assert that exactly a share of the survivors is pruned, those of the lowest scores.
+
+    `scores` are NumPy arrays, the masks before and after it tensors, by layer.
+    """
+    groups = [list(scores)] if scope == "global" else [[name] for name in scores]
+    for group in groups:
+        score = np.concatenate([scores[name].ravel() for name in group])
+        old, new = (
+            torch.cat([masks[name].flatten() for name in group]).numpy()
+            for masks in (before, after)
+        )
+        assert not (new & ~old).any(), "a pruned weight was revived"
+        assert new.sum() == old.sum() - round(share * old.sum())
+        assert score[old & ~new].max() <= score[new].min()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"prune_scope": "global"},
+        {"rewind_iter": 13},
+        {"prune_type": "reinit", "prune_scope": "global"},
+        {"prune_type": "shuffle"},
+        {"prune_type": "signed_constant"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("criterion", FORMULAS)
+def test_weights_are_ranked_after_training(criterion, flags, small_args, starts, monkeypatch):
+    """By the weights at the end of each round, and those that it started from."""
+    monkeypatch.setattr(archs, "build", small_network)
+    args = small_args(criterion=criterion, **flags)
+    main.main(args)
+    reset_to = torch.load(utils.Files(args).initial, weights_only=True)
+    for round_ in range(2):
+        (state, before), (_, after) = starts[round_ : round_ + 2]
+        if args.rewind_iter:
+            state = reset_to
+        final = ticket(args, round_)["final"]
+        scores = {}
+        for name in before:
+            scores[name] = FORMULAS[criterion](final[name].numpy(), state[name].numpy())
+        check_masks(scores, before, after, args.prune_scope)
+
+
+@pytest.mark.parametrize("criterion", FORMULAS)
+def test_random_masks_have_the_counts_of_a_criterion(criterion, small_args, starts):
+    args = small_args(prune_type="random", criterion=criterion, prune_scope="global")
+    main.main(args)
+    (_, before), (_, after) = starts[:2]
+    initial = main.new_model(args, 0).state_dict()
+    final = ticket(args, 0)["final"]
+    scores = {}
+    for name in before:
+        score = FORMULAS[criterion](final[name].numpy(), initial[name].numpy())
+        scores[name] = torch.tensor(score)
+    expected = main.prune(scores, before, 20, "global")
+    assert not same(after, expected)
+    for name in before:
+        assert after[name].sum() == expected[name].sum()
+
+
+def test_weights_that_changed_their_sign_are_pruned_first_the_largest_before_others():
+    final = torch.tensor([3.0, -2.0, 0.5, -0.5, 1.0, -4.0])
+    initial = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, -1.0])
+    masks = {"a": torch.ones(6, dtype=torch.bool)}
+    pruned = []
+    for percent in (17, 34, 50, 67, 84):
+        scores = {"a": main.same_sign(final, initial)}
+        left = main.prune(scores, masks, percent)["a"]
+        pruned.append((~left).nonzero().squeeze(1).tolist())
+    assert pruned == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"prune_type": "constant", "criterion": "initial"},
+        {"arch_type": "lenet5", "criterion": "synflow"},  # tanh saturates, so gradients are 0
+    ],
+    ids=str,
+)
+def test_ties_are_pruned_by_count(flags, scope, small_args, starts):
+    args = small_args(prune_scope=scope, end_iter=1, **flags)
+    main.main(args)
+    for (_, before), (_, after) in itertools.pairwise(starts):
+        groups = [list(before)] if scope == "global" else [[name] for name in before]
+        for group in groups:
+            n = sum(int(before[name].sum()) for name in group)
+            assert sum(int(after[name].sum()) for name in group) == n - round(0.2 * n)
+        assert not any((after[name] & ~before[name]).any() for name in before)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_an_error(value, small_args, monkeypatch):
+    def spoil(final, initial):
+        scores = final.abs()
+        scores.view(-1)[7] = value
+        return scores
+
+    monkeypatch.setitem(main.CRITERIA, "magnitude", main.Criterion("", spoil))
+    with pytest.raises(utils.Failure, match=r"a score of 1\.weight is not finite in round 0"):
+        main.main(small_args())
+
+
+def test_scores_of_pruned_weights_do_not_matter(small_args, monkeypatch):
+    """Such as 0 / 0."""
+    growth = main.Criterion("", lambda final, initial: final.abs() / initial.abs(), True)
+    monkeypatch.setitem(main.CRITERIA, "magnitude", growth)
+    args = small_args()
+    main.main(args)
+    assert utils.Files(args).rounds() == 3
+
+
+# Before training
+
+
+class Layers(nn.Sequential):
+    """Two linear layers with ReLU, which record their inputs and modes."""
+
+    def __init__(self, inputs, hidden, outputs):
+        super().__init__(
+            nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+        )
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append((self.training, x.detach().clone()))
+        return super().forward(x)
+
+
+def layers(monkeypatch, inputs, outputs):
+    """Make archs.build return networks of two layers with random biases; return their list."""
+    built = []
+
+    def build(*_):
+        built.append(Layers(inputs, 3, outputs))
+        return built[-1]
+
+    def initialize(model):
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+
+    monkeypatch.setattr(archs, "build", build)
+    monkeypatch.setattr(archs, "initializer", lambda *_: initialize)
+    return built
+
+
+def score(args, state, data):
+    return main.score_weights(utils.Run(args), state, data)
+
+
+def snip_by_hand(state, images, labels):
+    """Return |w * dL/dw| of the two layers, with NumPy."""
+    w1, b1, w2, b2 = (tensor.numpy().astype(float) for tensor in state.values())
+    x = images.reshape(len(images), -1).astype(float)
+    before_relu = x @ w1.T + b1
+    hidden = np.maximum(before_relu, 0)
+    logits = hidden @ w2.T + b2
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    slope = (p - np.eye(p.shape[1])[labels]) / len(labels)
+    slope_hidden = slope @ w2 * (before_relu > 0)
+    return [np.abs(w1 * (slope_hidden.T @ x)), np.abs(w2 * (slope.T @ hidden))]
+
+
+def test_snip_by_hand(small_args, monkeypatch):
+    """On all of exactly 100 training examples per class, so that it does not matter which."""
+    layers(monkeypatch, 16, 10)
+    args = small_args(criterion="snip")
+    data = small_data(1336, size=4)
+    data.train = tuple(tensor[:1000] for tensor in data.train)
+    state = main.new_state(args, main.new_model(args, 0))
+    found = score(args, state, data)
+    images, labels = data.train
+    expected = snip_by_hand(state.initial, images.numpy() / 255, labels.numpy())
+    assert list(found) == ["1.weight", "3.weight"]
+    for one, other in zip(found.values(), expected, strict=True):
+        assert one.numpy() == pytest.approx(other, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize(("examples", "batches"), [(2000, 10), (1000, 7), (120, 1), (40, 1)])
+def test_snip_uses_100_training_examples_per_class_that_the_seed_chooses(
+    examples, batches, small_args, monkeypatch
+):
+    """In batches of 100, in training mode."""
+    chosen = []
+    for seed in (0, 0, 1):
+        built = layers(monkeypatch, 16, 10)
+        args = small_args(criterion="snip", seed=seed)
+        data = small_data(examples, size=4)
+        found = score(args, main.new_state(args, main.new_model(args, 0)), data)
+        seen = built[-1].seen
+        n = min(100, len(data.train[1]))
+        assert [(training, len(x)) for training, x in seen] == [(True, n)] * batches
+        chosen.append(torch.cat([x for _, x in seen]).flatten(1))
+        everything = data.normalize(data.train[0]).flatten(1)
+        places = torch.cdist(chosen[-1], everything).argmin(1)
+        assert torch.equal(everything[places], chosen[-1])
+        assert len(set(places.tolist())) == len(places), "an example was used twice"
+
+        state = main.new_model(args, 0).state_dict()
+        images, labels = (tensor[places].numpy() for tensor in data.train)
+        expected = snip_by_hand(state, images / 255, labels)
+        for one, other in zip(found.values(), expected, strict=True):
+            assert one.numpy() == pytest.approx(other, rel=1e-4, abs=1e-7)
+    first, again, other = chosen
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def synflow_network():
+    """Return a network of two layers and batch norm, with masks and the scores of its weights."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+    state = {
+        "1.weight": [[1.0, -2.0], [3.0, 4.0]],
+        "1.bias": [-1.0, 2.0],
+        "2.weight": [-2.0, 1.0],
+        "2.bias": [0.0, -3.0],
+        "2.running_mean": [-1.0, 2.0],
+        "2.running_var": [0.25, 4.0],
+        "2.num_batches_tracked": 5,
+        "3.weight": [[-5.0, 0.5]],
+        "3.bias": [-7.0],
+    }
+    model.load_state_dict({name: torch.tensor(values) for name, values in state.items()})
+    model[2].eps = 0.0
+    masks = {
+        "1.weight": torch.tensor([[True, True], [False, True]]),
+        "3.weight": torch.tensor([[True, True]]),
+    }
+    # Hidden units after batch norm: 2 (1 + 2 + 1 - 1) / 0.5 = 12 and (4 + 2 - 2) / 2 + 3 = 5.
+    scores = {
+        "1.weight": [[5 * 4 * 1, 5 * 4 * 2], [0, 0.5 * 0.5 * 4]],
+        "3.weight": [[5 * 12, 0.5 * 5]],
+    }
+    return model, masks, scores
+
+
+def test_synflow_by_hand(small_args, monkeypatch):
+    """In eval mode, with absolute values of parameters and buffers, and without pruned weights."""
+    monkeypatch.setattr(archs, "build", lambda *_: synflow_network()[0])
+    monkeypatch.setattr(archs, "initializer", lambda *_: lambda _: None)
+    args = small_args(criterion="synflow")
+    model, masks, expected = synflow_network()
+    state = main.new_state(args, model)
+    state.masks = masks
+    data = small_data(8)
+    data.train = (torch.zeros(6, 1, 1, 2, dtype=torch.uint8), data.train[1])
+    found = score(args, state, data)
+    assert {name: tensor.tolist() for name, tensor in found.items()} == expected
+    assert all(tensor.dtype == torch.float64 for tensor in found.values())
+
+
+def test_synflow_does_not_overflow(small_args, monkeypatch):
+    def initialize(model):
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, -1e30)
+
+    layers(monkeypatch, 4, 2)
+    monkeypatch.setattr(archs, "initializer", lambda *_: initialize)
+    args = small_args(criterion="synflow")
+    found = score(args, main.new_state(args, main.new_model(args, 0)), small_data(8, size=2))
+    assert found["1.weight"].tolist() == [pytest.approx([2e60] * 4)] * 3
+
+
+@pytest.mark.parametrize("round_", [0, 2])
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_scoring_leaves_no_trace(path, round_, small_args, monkeypatch):
+    monkeypatch.setattr(archs, "build", small_network)
+    args = parse(small_args, prune_type="reinit", **path)
+    state = main.new_state(args, main.new_model(args, 0))
+    data = small_data(480)
+    run = utils.Run(args)
+    final = main.new_model(args, 5).state_dict()
+    monkeypatch.setattr(utils.Run, "first_weights", lambda *_: final)
+    step = main.Step(args, state, data)
+    for _ in range(3):
+        step()
+    state.round = round_
+    before = utils.snapshot(vars(state))
+    gradients = [parameter.grad.clone() for parameter in state.model.parameters()]
+    main.score_weights(run, state, data)
+    assert same(utils.snapshot(vars(state)), before)
+    assert state.model.training
+    for parameter, gradient in zip(state.model.parameters(), gradients, strict=True):
+        assert parameter.requires_grad
+        assert torch.equal(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("criterion", BEFORE)
+@pytest.mark.parametrize("arch_type", archs.architectures())
+def test_all_architectures_can_be_scored_before_training(arch_type, criterion, small_args):
+    args = small_args(arch_type=arch_type, criterion=criterion)
+    state = main.new_state(args, main.new_model(args, 0))
+    found = score(args, state, small_data(16))
+    assert list(found) == list(main.prunable(state.model))
+    positive = {name: (tensor > 0).double().mean() for name, tensor in found.items()}
+    if arch_type == "lenet5" and criterion == "synflow":
+        assert positive.popitem()[1] == 1  # of the output layer; before it, tanh saturates
+    else:
+        assert min(positive.values()) > 0.1  # units that are never active have 0
+
+
+@pytest.mark.parametrize("criterion", BEFORE)
+@pytest.mark.parametrize("flags", [{}, {"rewind_iter": 13}], ids=str)
+def test_what_lt_resets_to_is_ranked_before_training(criterion, flags, small_args, starts):
+    """By every prune type, so all of them have the same masks, and the densities of magnitude."""
+    kinds = ["lt", "random"] if flags else ["lt", "reinit", "shuffle", "lr_rewind", "finetune"]
+    found = {}
+    for kind in kinds:
+        args = small_args(
+            prune_type=kind, criterion=criterion, prune_scope="global", lr_milestones="30", **flags
+        )
+        main.main(args)
+        found[kind] = [masks for _, masks in starts]
+        starts.clear()
+    data = trial_data(args)
+    model = main.new_model(args, 0)
+    model.load_state_dict(torch.load(utils.Files(args, "lt").initial, weights_only=True))
+    if flags:
+        assert not same(model.state_dict(), main.new_model(args, 0).state_dict())
+    for round_ in range(2):
+        before, after = found["lt"][round_ : round_ + 2]
+        scores = reference(criterion, args, model.state_dict(), before, data)
+        check_masks(scores, before, after, "global")
+        for kind in kinds:
+            if kind != "random":
+                assert same(found[kind][round_ + 1], after), kind
+    if "random" in kinds:  # it goes on from other masks than lt
+        for name, mask in found["random"][1].items():
+            assert mask.sum() == found["lt"][1][name].sum()
+
+
+def reference(criterion, args, state, masks, data):
+    """Return the scores of fc1 by its formula, in double precision, as NumPy arrays by layer."""
+    parameters = {name: tensor.double() for name, tensor in state.items()}
+    if criterion == "synflow":
+        for name, tensor in parameters.items():
+            parameters[name] = (tensor * masks.get(name, 1)).abs()
+        x = torch.ones(1, 784, dtype=torch.float64)
+    else:
+        key = SeedSequence(args.seed, spawn_key=(0, 0, 0)).generate_state(1, np.uint64)
+        order = torch.randperm(1237, generator=torch.Generator().manual_seed(int(key[0])))
+        images, labels = (tensor[order[:1000]] for tensor in data.train)
+        x = data.normalize(images).flatten(1).double()
+    for tensor in parameters.values():
+        tensor.requires_grad_()
+    w1, b1, w2, b2, w3, b3 = parameters.values()
+    logits = F.relu(F.relu(x @ w1.T + b1) @ w2.T + b2) @ w3.T + b3
+    (logits.sum() if criterion == "synflow" else F.cross_entropy(logits, labels)).backward()
+    return {
+        name: (parameters[name] * parameters[name].grad).abs().detach().numpy() for name in masks
+    }
+
+
+# One-shot pruning
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("criterion", FORMULAS)
+@pytest.mark.parametrize("flags", [{}, {"rewind_iter": 13}, {"prune_type": "reinit"}], ids=str)
+def test_one_shot_ranks_by_the_end_of_round_0(flags, criterion, scope, small_args, starts):
+    """A round's survivors are those that pruning once to its density would leave."""
+    args = parse(small_args, True, criterion=criterion, prune_scope=scope, **flags)
+    main.main(args)
+    initial = main.new_model(args, 0).state_dict()
+    if args.rewind_iter:
+        initial = torch.load(utils.Files(args).initial, weights_only=True)
+    final = ticket(args, 0)["final"]
+    scores = {}
+    for name in starts[0][1]:
+        scores[name] = FORMULAS[criterion](final[name].numpy(), initial[name].numpy())
+    for round_ in range(2):
+        check_masks(scores, starts[round_][1], starts[round_ + 1][1], scope)
+    kept = {name: mask.numpy() for name, mask in starts[2][1].items()}
+    dense = {name: np.ones_like(mask) for name, mask in kept.items()}
+    groups = [list(kept)] if scope == "global" else [[name] for name in kept]
+    for group in groups:
+        total = sum(dense[name].size for name in group)
+        remaining = sum(int(kept[name].sum()) for name in group)
+        highest = np.sort(np.concatenate([scores[name].ravel() for name in group]))[-remaining:]
+        assert remaining == pytest.approx(0.64 * total, abs=1)
+        assert all((scores[name][kept[name]] >= highest[0]).all() for name in group)
+
+
+def test_one_shot_has_the_same_masks_for_all_prune_types(small_args, starts):
+    found = []
+    for kind, prune_type in utils.PRUNE_TYPES.items():
+        if prune_type.network == "trained" or prune_type.random_masks:
+            continue
+        main.main(parse(small_args, True, prune_type=kind, criterion="movement"))
+        found.append([masks for _, masks in starts])
+        starts.clear()
+    assert len(found) == 7
+    for masks in found:
+        assert same(masks, found[0])
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged", "of another network"])
+def test_one_shot_needs_the_ticket_of_round_0(damage, small_args, monkeypatch):
+    main.main(parse(small_args, True, prune_iterations=2))
+    args = parse(small_args, True)
+    path = utils.Files(args).ticket(0)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "damaged":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    else:
+        other = small_args(arch_type="lenet5", prune_iterations=1, output_dir=path.parent / "other")
+        main.main(other)
+        path.write_bytes(utils.Files(other).ticket(0).read_bytes())
+    monkeypatch.setattr(main, "train", None)
+    with pytest.raises(utils.BadInput, match=rf"{re.escape(str(path))} is {damage}"):
+        main.main(args)
+
+
+# Runs
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_trials_and_resuming_give_the_same_bytes(path, small_args, tmp_path, monkeypatch):
+    monkeypatch.setattr(archs, "build", small_network)
+    flags = path | {"trials": 2, "prune_scope": "global", "rewind_iter": 13}
+    main.main(parse(small_args, **flags))
+    flags["output_dir"] = tmp_path / "b"
+    for rounds in (1, 2, 3):
+        main.main(parse(small_args, **flags, prune_iterations=rounds))
+    for seed in (0, 1):
+        one, other = (
+            arrays(parse(small_args, **path, seed=seed, output_dir=tmp_path / name))
+            for name in ("out", "b")
+        )
+        assert one == other
+        assert len(one) == 13
+
+
+def test_every_criterion_gives_other_masks(small_args, tmp_path):
+    """So does one-shot pruning, but all have the same densities."""
+    masks, densities = [], []
+    for i, path in enumerate(PATHS):
+        args = parse(small_args, **path, prune_scope="global", output_dir=tmp_path / str(i))
+        main.main(args)
+        masks.append(ticket(args, 2)["masks"])
+        densities.append(np.load(utils.Files(args).array("compression")).tolist())
+    for one, other in itertools.combinations(masks, 2):
+        assert not same(one, other)
+    assert all(density == densities[0] for density in densities)
+
+
+@pytest.mark.parametrize("kind", ["lr_rewind", "finetune"])
+def test_networks_that_keep_training_may_have_the_masks_of_any_criterion(kind, small_args, starts):
+    flags = {"criterion": "movement", "lr_milestones": "30"}
+    main.main(small_args(**flags))
+    main.main(small_args(**flags, prune_type=kind, masks_from="lt"))
+    assert same(starts[2][1], starts[5][1])
+
+
+def test_masks_from_lt_need_its_criterion(small_args):
+    main.main(small_args(criterion="movement"))
+    with pytest.raises(utils.BadInput, match="made with --criterion=movement, not magnitude"):
+        main.main(small_args(prune_type="reinit", masks_from="lt"))
+
+
+def test_a_run_does_not_resume_with_another_criterion(small_args):
+    main.main(small_args(prune_iterations=1))
+    with pytest.raises(utils.BadInput, match="has results with --criterion=magnitude, not snip"):
+        main.main(small_args(criterion="snip"))
+    with pytest.raises(utils.BadInput, match="has results with --one_shot=False, not True"):
+        main.main(parse(small_args, True))
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_on_a_gpu_scores_are_those_of_the_cpu(path, small_args, monkeypatch):
+    found = []
+    args = parse(small_args, **path)
+    for device in ("cpu", "cuda"):
+        data = small_data(2000)
+        for part in ("train", "val", "test"):
+            setattr(data, part, tuple(tensor.to(device) for tensor in getattr(data, part)))
+        data.mean, data.std = data.mean.to(device), data.std.to(device)
+        state = main.new_state(args, main.new_model(args, 0, device))
+        state.model.load_state_dict(main.new_model(args, 5).state_dict())
+        weights = main.new_model(args, 6).state_dict()
+        run = SimpleNamespace(args=args, first_weights=lambda _, weights=weights: weights)
+        found.append(main.score_weights(run, state, data))
+    for name, scores in found[1].items():
+        assert scores.is_cuda
+        assert scores.cpu().numpy() == pytest.approx(found[0][name].numpy(), rel=0.02, abs=1e-6)
