@@ -528,10 +528,10 @@ CRITERIA = {
     "initial": Criterion("|w_i|", initial_magnitude, uses_initial=True),
     "same_sign": Criterion("w_f * sign(w_i)", same_sign, uses_initial=True),
     "snip": Criterion(
-        "|w * dL/dw|, L: loss of the dense network before training", snip, before_training=True
+        "|w * dL/dw| before training, L: loss of the dense network", snip, before_training=True
     ),
     "synflow": Criterion(
-        "|w * dR/dw|, R: outputs for an input of ones, of the pruned network before training",
+        "|w * dR/dw| before training, R: output of the pruned network",
         synflow,
         before_training=True,
     ),
@@ -1123,9 +1123,10 @@ def parse_args(argv=None):
         "prune types, and what the survivors of a round become:",
         *prune_types,
         "",
-        "criteria, and the score whose lowest weights are pruned (w_f: at the end of the round,",
-        "w_i: at its start; use --prune_scope=global with snip and synflow):",
+        "criteria, and the scores by which they rank the weights; the lowest are pruned",
+        "(w_f: weights at the end of the round, w_i: at its start):",
         *criteria,
+        "Use --prune_scope=global with snip and synflow, as their papers do.",
         "",
         "Example: %(prog)s --dataset=digits --prune_percent=20 --prune_iterations=16 --end_iter=20",
     ]
@@ -1282,7 +1283,7 @@ def add_flags(parser):
     add("--criterion", default="magnitude", choices=CRITERIA, metavar="NAME",
         help="what ranks the weights, see below")
     add("--one_shot", action="store_true",
-        help="rank by the weights at the end of the first round in all rounds")
+        help="in all rounds, rank by the weights at the end of the first round")
     add("--masks_from", choices=["lt", "none"],
         help="use the masks of the lt run with the same seed (default: none%(default).0s)")
     add("--rewind_iter", default=0, type=size, metavar="K",

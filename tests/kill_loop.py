@@ -33,12 +33,16 @@ from conftest import small_network
 EPOCHS, ROUNDS = 2, 3
 
 
-# Together they use everything that a run must save.
+SGD = ["--optimizer=sgd", "--lr=0.05", "--lr_milestones=9"]
+# Together they use everything that a run must save, and every criterion.
 KINDS = {
-    "lt": ["--eval_iter=7", "--rewind_iter=5", "--warmup_iter=8"],
-    "reinit": ["--optimizer=sgd", "--lr=0.05", "--lr_milestones=9", "--augment", "--max_iter=17"],
-    "finetune": ["--optimizer=sgd", "--lr=0.05", "--lr_milestones=9"],
-    "signed_shuffle": [],
+    "movement": ["--criterion=movement", "--eval_iter=7", "--rewind_iter=5", "--warmup_iter=8"],
+    "increase": ["--criterion=increase", "--prune_type=reinit", "--augment", "--max_iter=17", *SGD],
+    "snip": ["--criterion=snip", "--prune_type=finetune", *SGD],
+    "same_sign": ["--criterion=same_sign", "--prune_type=signed_shuffle"],
+    "initial": ["--criterion=initial", "--prune_type=random"],
+    "synflow": ["--criterion=synflow", "--prune_scope=global"],
+    "one_shot": ["--one_shot"],
 }
 
 
@@ -52,7 +56,6 @@ def start(folder, kind):
         os.dup2(output.fileno(), 2)
     flags = [
         f"--output_dir={folder}",
-        f"--prune_type={kind}",
         f"--prune_iterations={ROUNDS}",
         f"--end_iter={EPOCHS}",
         "--dataset=digits",
