@@ -52,7 +52,7 @@ FIGURES = {
 # Evaluations of untrained tickets have no training loss, and are left out.
 LOGGED = ("round", "epoch", "iteration", "weights_remaining", "train_loss", "test_accuracy")
 COLOURS = [f"C{i}" for i in range(10)]
-MARKERS = "osD^v<>*dpH"  # filled ones
+MARKERS = "osD^v<>PdpH"  # filled ones
 MANY_CURVES = 6  # more need a figure as wide as a page, and bars instead of bands
 OVER_SEEDS = "mean and range (band or bars) over seeds"
 TRAINING_POINTS = 50  # of a curve over a round; more would show the noise of evaluations
@@ -264,8 +264,13 @@ def name_curves(found):
     settings = differing_settings(recorded)
     curves = {}
     for files, differing in settings.items():
-        parts = [f"{name}={value}" for name, value in differing.items()]
-        curves[files] = ", ".join([files.prune_type, *parts])
+        parts = [files.prune_type]
+        for name, value in differing.items():
+            if value == "True":
+                parts.append(name)
+            elif value != "False":
+                parts.append(f"{name}={value}")
+        curves[files] = ", ".join(parts)
 
     if any(settings.values()) and len({files.root for files in found}) == 1:
         names = "; ".join(dict.fromkeys(curves.values()))

@@ -632,6 +632,14 @@ NETWORK = {"network": "Linear()", "data": "digest"}
             ],
             ["lt, lr=0.1", "reinit, lr=0.1", "lt, lr=0.0012", "reinit, lr=0.0012"],
         ),
+        (  # a flag without values is named if it is given
+            [
+                ("lt", {"amp": True, "lr": 0.1, "one_shot": False}),
+                ("lt", {"amp": True, "lr": 0.1, "one_shot": True}),
+                ("lt", {"amp": True, "lr": 0.2, "one_shot": True}),
+            ],
+            ["lt, lr=0.1", "lt, lr=0.1, one_shot", "lt, lr=0.2, one_shot"],
+        ),
     ],
 )
 def test_a_curve_is_named_by_each_difference_once(runs, expected, tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import archs
 import combine_plots
@@ -84,6 +85,25 @@ def test_initializing_an_architecture(scratch):
         assert weight.std().item() == pytest.approx((2 / 784) ** 0.5, rel=0.01)  # by Kaiming
 
 
+def test_adding_a_criterion(scratch):
+    code = block("python", README, "A criterion is a function")
+    program = scratch / "main.py"
+    place = "\n# ---- Device and randomness"
+    assert program.read_text().count(place) == 1
+    program.write_text(program.read_text().replace(place, f"\n{code}\n{place}"))
+    flags = ["--dataset=digits", "--end_iter=1", "--prune_iterations=2", "--criterion=growth"]
+    result = command(program, *flags, cwd=scratch)
+    assert result.returncode == 0, result.stderr
+    args = main.parse_args(flags[:3])
+    initial = torch.load(utils.Files(args).initial, weights_only=True)
+    final = torch.load(utils.Files(args).ticket(0), weights_only=True)["final"]
+    masks = torch.load(utils.Files(args).ticket(1), weights_only=True)["masks"]
+    for name, mask in masks.items():
+        growth = final[name].abs() / initial[name].abs()
+        assert growth[~mask].max() <= growth[mask].min()
+        assert (~mask).sum() == round(0.1 * mask.numel())
+
+
 def test_adding_a_dataset(scratch):
     folder = scratch / "archs/letters"
     folder.mkdir()
@@ -142,6 +162,18 @@ def test_the_page_of_flags_has_the_prune_types_of_the_help(capsys):
         assert f"\n  {name:15}  {meaning}\n" in text
 
 
+def test_the_page_of_flags_has_the_criteria_of_the_help(capsys):
+    page = (ROOT / "docs/flags.md").read_text().partition("\n#### Criteria\n")[2]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page.partition("\n- ")[0], re.MULTILINE)
+    shown = [(name, formula.replace("\\|", "|")) for name, formula in rows]
+    assert shown == [(name, criterion.formula) for name, criterion in main.CRITERIA.items()]
+    with pytest.raises(SystemExit):
+        main.parse_args(["--help"])
+    text = capsys.readouterr().out
+    for name, formula in shown:
+        assert f"\n  {name:15}  {formula}\n" in text
+
+
 def test_the_readme_has_the_defaults_and_all_names():
     rows = re.findall(r"^\| `--(\w+)` \| `(.*?)` \| (.*) \|$", README, re.MULTILINE)
     assert len(rows) == 10
@@ -170,7 +202,13 @@ def test_the_readme_has_the_rounds_for_wanted_percentages():
 def test_all_flags_in_the_text_exist():
     known = {*vars(main.parse_args([])), *vars(combine_plots.parse_args([]))}
     known |= {"paper", "no-augment"}
-    known |= {"help", "device", "kills", "logdir"}  # of argparse, of the tests, of TensorBoard
+    known |= {
+        "help",
+        "device",
+        "repeats",
+        "kills",
+        "logdir",
+    }  # of argparse, of the tests, of TensorBoard
     known |= {"standalone", "nproc-per-node", "max-restarts", "nnodes"}  # of torchrun
     known |= {"array", "cpus-per-task", "signal"}  # of Slurm
     for page in PAGES:
@@ -209,7 +247,7 @@ def started(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_is_valid(page, started):
-    expected = {"README.md": 9, "comparing.md": 3, "results.md": 19, "running.md": 22}.get(
+    expected = {"README.md": 9, "comparing.md": 3, "results.md": 27, "running.md": 22}.get(
         page.name, 0
     )
     runs = 0
@@ -299,10 +337,12 @@ def test_paper_has_the_settings_of_the_results():
 def test_the_questions_have_valid_commands():
     section = README.partition("\n## Questions and commands\n")[2].partition("\n## ")[0]
     commands = re.findall(r"^\| .*? \| `(--.*?)`", section, re.MULTILINE)
-    assert len(commands) == 9
+    assert len(commands) == 12
     asked = [main.parse_args(flags.split()).prune_type for flags in commands]
     named = re.findall(r"`(\w+)`", section)
     assert set(asked) | set(named) >= set(utils.PRUNE_TYPES)
+    criteria = {main.parse_args(flags.split()).criterion for flags in commands}
+    assert criteria | set(named) >= set(main.CRITERIA)
 
 
 def anchors(page):
@@ -375,6 +415,22 @@ def test_the_answers_about_survivors_are_those_of_the_file():
         assert cells.split(" | ") == [f"{value:.2f}" for value in values.flatten()]
     for text, column in (("before training", "untrained"), ("at best validation", "bestaccuracy")):
         assert f"{table.loc[('lt', 0), column]:.2f}% {text}" in page
+
+
+def test_the_answers_about_criteria_are_those_of_the_file():
+    table = pd.read_csv(ROOT / "docs/mnist_fc1_criteria.csv")
+    name = table["criterion"].where(~table["one_shot"], "one_shot")
+    table = table.set_index([name, "round"])
+    page = (ROOT / "docs/results.md").read_text().partition("\n## Which weights survive\n")[2]
+    rows = re.findall(r"^\| `--(?:criterion=)?(\w+)` \| (.*) \|$", page, re.MULTILINE)
+    assert [name for name, _ in rows] == [*main.CRITERIA, "one_shot"]
+    for name, cells in rows:
+        values = table.loc[name]["bestaccuracy"][[0, 7, 10, 13]]
+        assert cells.split(" | ") == [f"{value:.2f}" for value in values]
+    for name in ("same_sign", "magnitude"):
+        untrained = table.loc[name]["untrained"][[7, 10, 13]]
+        low, high = f"{untrained.min():.0f}", f"{untrained.max():.0f}"
+        assert f"`{name}` have {low} to {high}%" in page or f"`{name}` {low} to {high}%" in page
 
 
 def test_the_example_has_the_numbers_of_its_file():
