@@ -459,15 +459,15 @@ def same_sign(final, initial):
 def snip(args, model, masks, data):
     """Score weights by |w * dL/dw|, where L is the loss of the dense network before training.
 
-    It is the mean over 100 training examples for each class there is, which the seed chooses from
-    all classes, in batches of 100.
+    L is the mean over 100 training examples for each class there is, or fewer if there are not as
+    many. The seed chooses them from all classes together. They come in batches of 100.
 
     N. Lee, T. Ajanthan and P. Torr, "SNIP: Single-shot Network Pruning based on Connection
     Sensitivity", ICLR 2019.
     """
     images, labels = data.train
     size = min(100, len(labels))
-    seed_torch(args.seed, 0, 0, 0)  # also for dropout
+    seed_torch(args.seed, 0, 0, 0)  # not as the weights; dropout needs a seed, too
     order = torch.randperm(len(labels)).to(labels.device)
     batches = order.unfold(0, size, size)[: archs.facts(args.dataset).CLASSES]  # full ones only
     losses = (
@@ -479,10 +479,10 @@ def snip(args, model, masks, data):
 
 @torch.no_grad()
 def synflow(args, model, masks, data):
-    """Score weights by |w * dR/dw|, where R is the sum of the outputs for an input of ones.
+    """Score weights by |w * dR/dw|, where R is the output of the pruned network before training.
 
-    It is that of the pruned network before training, with the absolute values of all parameters and
-    buffers.
+    R is the sum of the outputs for an input of ones. All parameters and buffers are replaced by
+    their absolute values.
 
     H. Tanaka, D. Kunin, D. Yamins and S. Ganguli, "Pruning neural networks without any data by
     iteratively conserving synaptic flow", NeurIPS 2020.
@@ -490,7 +490,8 @@ def synflow(args, model, masks, data):
     apply_masks(model, masks)
     model.double().eval()  # the products of many layers exceed float32
     for tensor in model.state_dict().values():
-        tensor.abs_()
+        if tensor.is_floating_point():
+            tensor.abs_()
     images, _ = data.train
     ones = torch.ones_like(images[:1], dtype=torch.float64)
     with torch.enable_grad():
@@ -1217,7 +1218,7 @@ def parse_with_paper(parser, args, argv):
             f"--paper: the file of {args.arch_type} does not define PAPER; "
             f"those of {', '.join(known)} do"
         )
-    if utils.PRUNE_TYPES[args.prune_type].control:
+    if utils.PRUNE_TYPES[args.prune_type].control and not args.one_shot:
         flags.append("--masks_from=lt")
     papers = {flag_name(flag): flag for flag in flags}  # a later flag replaces an earlier one
     given = {flag_name(text) for text in argv}

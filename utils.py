@@ -702,9 +702,14 @@ class Run:
         Raises BadInput if the ticket cannot be used for this network.
         """
         path = self.files.ticket(0)
-        final = load_checkpoint(path, {"final": dict})["final"]
-        if not same_structure(model, final):
-            raise BadInput(f"{path} is of another network")
+        try:
+            final = load_checkpoint(path, {"final": dict})["final"]
+            if not same_structure(model, final):
+                raise BadInput(f"{path} is of another network")
+        except BadInput as error:
+            raise BadInput(
+                f"--one_shot needs the ticket of round 0: {error}. {START_OVER}"
+            ) from error
         return final
 
     def check_settings(self, others):

@@ -360,6 +360,18 @@ def test_bad_flags_are_one_line(flag, advice, capsys):
         ],
         (["--prune_type=finetune"], "equals lr_rewind if the learning rate is constant"),
         (["--prune_type=finetune", "--warmup_iter=1"], "equals lr_rewind"),
+        *[
+            ([f"--prune_type={kind}", f"--criterion={criterion}", "--lr_milestones=9"], "lt does")
+            for kind in ("lr_rewind", "finetune")
+            for criterion in ("increase", "movement", "initial", "same_sign")
+        ],
+        *[
+            ([f"--prune_type={kind}", "--one_shot", "--lr_milestones=9"], "from trained weights")
+            for kind in ("lr_rewind", "finetune")
+        ],
+        (["--one_shot", "--criterion=snip"], "--criterion=snip, which uses no trained weights"),
+        (["--one_shot", "--criterion=synflow"], "--criterion=synflow, which uses no trained"),
+        (["--one_shot", "--prune_type=reinit", "--masks_from=lt"], "share the first round"),
         (
             ["--paper", "--arch_type=lenet5"],
             "--paper: the file of lenet5 does not define PAPER; those of conv2, conv4, conv6, fc1,",

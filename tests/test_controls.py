@@ -798,6 +798,9 @@ def test_epochs_that_are_given_override_papers_iterations(capsys):
 def test_papers_controls_have_the_masks_of_lt(kind, capsys):
     args, _ = parse_paper(capsys, "--arch_type=vgg19", f"--prune_type={kind}")
     assert args.masks_from == ("lt" if kind in ("reinit", "random") else None)
+    if kind not in ("lr_rewind", "finetune"):
+        args, _ = parse_paper(capsys, "--arch_type=vgg19", f"--prune_type={kind}", "--one_shot")
+        assert args.masks_from is None
 
 
 def test_the_first_line_of_a_run_says_what_paper_sets(tmp_path):
