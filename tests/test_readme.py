@@ -151,27 +151,22 @@ def test_the_page_of_flags_is_equal_to_the_help(program, monkeypatch, capsys):
     assert " ".join(shown) == help_text(program.parse_args, monkeypatch, capsys)
 
 
-def test_the_page_of_flags_has_the_prune_types_of_the_help(capsys):
-    page = (ROOT / "docs/flags.md").read_text().partition("\n#### Prune types\n")[2]
+@pytest.mark.parametrize(
+    ("heading", "meanings"),
+    [
+        ("Prune types", {name: kind.meaning for name, kind in utils.PRUNE_TYPES.items()}),
+        ("Criteria", {name: criterion.formula for name, criterion in main.CRITERIA.items()}),
+    ],
+)
+def test_the_page_of_flags_has_the_tables_of_the_help(heading, meanings, capsys):
+    page = (ROOT / "docs/flags.md").read_text().partition(f"\n#### {heading}\n")[2]
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page.partition("\n- ")[0], re.MULTILINE)
-    assert rows == [(name, kind.meaning) for name, kind in utils.PRUNE_TYPES.items()]
+    assert {name: meaning.replace(r"\|", "|") for name, meaning in rows} == meanings
     with pytest.raises(SystemExit):
         main.parse_args(["--help"])
     text = capsys.readouterr().out
-    for name, meaning in rows:
+    for name, meaning in meanings.items():
         assert f"\n  {name:15}  {meaning}\n" in text
-
-
-def test_the_page_of_flags_has_the_criteria_of_the_help(capsys):
-    page = (ROOT / "docs/flags.md").read_text().partition("\n#### Criteria\n")[2]
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page.partition("\n- ")[0], re.MULTILINE)
-    shown = [(name, formula.replace("\\|", "|")) for name, formula in rows]
-    assert shown == [(name, criterion.formula) for name, criterion in main.CRITERIA.items()]
-    with pytest.raises(SystemExit):
-        main.parse_args(["--help"])
-    text = capsys.readouterr().out
-    for name, formula in shown:
-        assert f"\n  {name:15}  {formula}\n" in text
 
 
 def test_the_readme_has_the_defaults_and_all_names():
