@@ -102,15 +102,15 @@ def test_random_masks_have_the_counts_of_a_criterion(criterion, small_args, star
 
 
 def test_weights_that_changed_their_sign_are_pruned_first_the_largest_before_others():
-    final = torch.tensor([3.0, -2.0, 0.5, -0.5, 1.0, -4.0])
-    initial = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, -1.0])
+    final = torch.tensor([3.0, 0.5, -2.0, -0.5, 1.0, -4.0])
+    initial = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
     masks = {"a": torch.ones(6, dtype=torch.bool)}
     pruned = []
     for percent in (17, 34, 50, 67, 84):
         scores = {"a": main.same_sign(final, initial)}
         left = main.prune(scores, masks, percent)["a"]
         pruned.append((~left).nonzero().squeeze(1).tolist())
-    assert pruned == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert pruned == [[2], [1, 2], [1, 2, 3], [1, 2, 3, 4], [0, 1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
