@@ -401,19 +401,20 @@ def reference(criterion, args, state, masks, data):
 # One-shot pruning
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("criterion", FORMULAS)
-@pytest.mark.parametrize("flags", [{}, {"rewind_iter": 13}, {"prune_type": "reinit"}], ids=str)
-def test_one_shot_ranks_by_the_end_of_round_0(
-    flags, criterion, scope, small_args, starts, monkeypatch
-):
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"rewind_iter": 13, "prune_scope": "global"}, {"prune_type": "reinit"}],
+    ids=str,
+)
+def test_one_shot_ranks_by_the_end_of_round_0(flags, criterion, small_args, starts, monkeypatch):
     """A round's survivors are those that pruning once to its density would leave.
 
     Best validation, which here is after the first epoch of two, plays no role.
     """
     scores = itertools.cycle([0.0, 0.0, 90.0, 90.0, 80.0, 80.0, 50.0])
     monkeypatch.setattr(main, "evaluate", lambda *_: (1.0, next(scores)))
-    args = parse(small_args, True, criterion=criterion, prune_scope=scope, **flags)
+    args = parse(small_args, True, criterion=criterion, **flags)
     main.main(args)
     initial = main.new_model(args, 0).state_dict()
     if args.rewind_iter:
@@ -423,10 +424,10 @@ def test_one_shot_ranks_by_the_end_of_round_0(
     for name in starts[0][1]:
         scores[name] = FORMULAS[criterion](final[name].numpy(), initial[name].numpy())
     for round_ in range(2):
-        check_masks(scores, starts[round_][1], starts[round_ + 1][1], scope)
+        check_masks(scores, starts[round_][1], starts[round_ + 1][1], args.prune_scope)
     kept = {name: mask.numpy() for name, mask in starts[2][1].items()}
     dense = {name: np.ones_like(mask) for name, mask in kept.items()}
-    groups = [list(kept)] if scope == "global" else [[name] for name in kept]
+    groups = [list(kept)] if args.prune_scope == "global" else [[name] for name in kept]
     for group in groups:
         total = sum(dense[name].size for name in group)
         remaining = sum(int(kept[name].sum()) for name in group)
