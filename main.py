@@ -395,11 +395,11 @@ def score_weights(run, state, data):
         model.load_state_dict(state.initial)
         scores = criterion.score(args, model, state.masks, data)
     else:
-        if args.one_shot:
-            model = new_model(args, 0, data.device)
-            model.load_state_dict(run.first_weights(state.model))
-            state = dataclasses.replace(state, round=0, model=model)
         final = state.model.state_dict()
+        if args.one_shot:
+            first = run.first_weights(state.model)
+            final = {name: first[name].to(data.device) for name in state.masks}
+            state = dataclasses.replace(state, round=0)
         initial = initial_weights(args, state) if criterion.uses_initial else {}
         scores = {name: criterion.score(final[name], initial.get(name)) for name in state.masks}
 
@@ -477,7 +477,6 @@ def snip(args, model, masks, data):
     return sensitivity(model.train(), losses)
 
 
-@torch.no_grad()
 def synflow(args, model, masks, data):
     """Score weights by |w * dR/dw|, where R is the output of the pruned network before training.
 
@@ -494,8 +493,7 @@ def synflow(args, model, masks, data):
             tensor.abs_()
     images, _ = data.train
     ones = torch.ones_like(images[:1], dtype=torch.float64)
-    with torch.enable_grad():
-        return sensitivity(model, [model(ones).sum()])
+    return sensitivity(model, [model(ones).sum()])
 
 
 def sensitivity(model, terms):

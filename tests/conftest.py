@@ -27,6 +27,8 @@ import utils
 
 ROOT = Path(__file__).parent.parent
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
 torch.set_flush_denormal(True)  # as main.main does, before torch starts its threads
 
 
@@ -105,19 +107,20 @@ def small_network(*_):
     )
 
 
-def small_data(n, channels=1, size=28, classes=10, seed=0):
+def small_data(n, channels=1, size=28, classes=10, seed=0, device="cpu"):
     """Return n random examples as main.Data: 3/4 for training, the rest for validation and test."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(256, (n, channels, size, size), dtype=torch.uint8, generator=generator)
     labels = torch.randint(classes, (n,), generator=generator)
+    images, labels = images.to(device), labels.to(device)
     cut = 3 * n // 4
     test = (images[cut:], labels[cut:])
     return main.Data(
         train=(images[:cut], labels[:cut]),
         val=test,
         test=test,
-        mean=torch.tensor(0.0),
-        std=torch.tensor(255.0),
+        mean=torch.tensor(0.0, device=device),
+        std=torch.tensor(255.0, device=device),
     )
 
 
@@ -128,7 +131,7 @@ def trial_data(args):
 
 @pytest.fixture
 def small_args(tmp_path):
-    """A function that returns the settings of a short run: small_args(prune_type="reinit")."""
+    """A function that returns the settings of a short run: small_args(seed=1, augment=True)."""
 
     def make(**changes):
         flags = {
@@ -139,7 +142,8 @@ def small_args(tmp_path):
             "gpu": "cpu",
         }
         flags |= {"output_dir": tmp_path / "out"} | changes
-        return main.parse_args([f"--{name}={value}" for name, value in flags.items()])
+        values = {name: "" if value is True else f"={value}" for name, value in flags.items()}
+        return main.parse_args([f"--{name}{value}" for name, value in values.items()])
 
     return make
 

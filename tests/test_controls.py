@@ -675,8 +675,7 @@ def test_augmented_images_are_flipped_and_shifted_by_up_to_four_pixels():
 
 
 def test_images_are_augmented_independently_and_only_in_training(small_args, train_round):
-    args = small_args()
-    args.augment = True
+    args = small_args(augment=True)
     seen = []
     data, model = small_data(480), main.new_model(args, 0)
     normalize = data.normalize

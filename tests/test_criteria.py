@@ -14,7 +14,7 @@ from torch import nn
 import archs
 import main
 import utils
-from conftest import arrays, same, small_data, small_network, ticket, trial_data
+from conftest import arrays, needs_gpu, same, small_data, small_network, ticket, trial_data
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -30,11 +30,15 @@ BEFORE = ["snip", "synflow"]
 PATHS = [{"criterion": name} for name in main.CRITERIA] + [{"one_shot": True}]
 
 
-def parse(make, one_shot=False, **flags):
-    """Return the settings of a small run, of the fixture small_args."""
-    args = make(**flags)
-    args.one_shot = one_shot
-    return args
+def grouped(names, scope):
+    """Return the names of the layers whose weights are compared with each other, as lists."""
+    return [list(names)] if scope == "global" else [[name] for name in names]
+
+
+def scores_after_training(criterion, final, initial, masks):
+    """Return the scores by FORMULAS, NumPy arrays by layer, from two state dicts."""
+    formula = FORMULAS[criterion]
+    return {name: formula(final[name].numpy(), initial[name].numpy()) for name in masks}
 
 
 def check_masks(scores, before, after, scope, share=0.2):
@@ -42,8 +46,7 @@ def check_masks(scores, before, after, scope, share=0.2):
 
     `scores` are NumPy arrays, the masks before and after it tensors, by layer.
     """
-    groups = [list(scores)] if scope == "global" else [[name] for name in scores]
-    for group in groups:
+    for group in grouped(scores, scope):
         score = np.concatenate([scores[name].ravel() for name in group])
         old, new = (
             torch.cat([masks[name].flatten() for name in group]).numpy()
@@ -78,9 +81,7 @@ def test_weights_are_ranked_after_training(criterion, flags, small_args, starts,
         if args.rewind_iter:
             state = reset_to
         final = ticket(args, round_)["final"]
-        scores = {}
-        for name in before:
-            scores[name] = FORMULAS[criterion](final[name].numpy(), state[name].numpy())
+        scores = scores_after_training(criterion, final, state, before)
         check_masks(scores, before, after, args.prune_scope)
 
 
@@ -91,11 +92,9 @@ def test_random_masks_have_the_counts_of_a_criterion(criterion, small_args, star
     (_, before), (_, after) = starts[:2]
     initial = main.new_model(args, 0).state_dict()
     final = ticket(args, 0)["final"]
-    scores = {}
-    for name in before:
-        score = FORMULAS[criterion](final[name].numpy(), initial[name].numpy())
-        scores[name] = torch.tensor(score)
-    expected = main.prune(scores, before, 20, "global")
+    scores = scores_after_training(criterion, final, initial, before)
+    tensors = {name: torch.tensor(score) for name, score in scores.items()}
+    expected = main.prune(tensors, before, 20, "global")
     assert not same(after, expected)
     for name in before:
         assert after[name].sum() == expected[name].sum()
@@ -126,8 +125,7 @@ def test_ties_are_pruned_by_count(flags, scope, small_args, starts):
     args = small_args(prune_scope=scope, end_iter=1, **flags)
     main.main(args)
     for (_, before), (_, after) in itertools.pairwise(starts):
-        groups = [list(before)] if scope == "global" else [[name] for name in before]
-        for group in groups:
+        for group in grouped(before, scope):
             n = sum(int(before[name].sum()) for name in group)
             assert sum(int(after[name].sum()) for name in group) == n - round(0.2 * n)
         assert not any((after[name] & ~before[name]).any() for name in before)
@@ -312,7 +310,7 @@ def test_synflow_does_not_overflow(small_args, monkeypatch):
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_scoring_leaves_no_trace(path, round_, small_args, monkeypatch):
     monkeypatch.setattr(archs, "build", small_network)
-    args = parse(small_args, prune_type="reinit", **path)
+    args = small_args(prune_type="reinit", **path)
     state = main.new_state(args, main.new_model(args, 0))
     data = small_data(480)
     run = utils.Run(args)
@@ -371,7 +369,7 @@ def test_what_lt_resets_to_is_ranked_before_training(criterion, flags, small_arg
         for kind in kinds:
             if kind != "random":
                 assert same(found[kind][round_ + 1], after), kind
-    if "random" in kinds:  # it goes on from other masks than lt
+    if "random" in kinds:  # its later masks are its own
         for name, mask in found["random"][1].items():
             assert mask.sum() == found["lt"][1][name].sum()
 
@@ -414,21 +412,18 @@ def test_one_shot_ranks_by_the_end_of_round_0(flags, criterion, small_args, star
     """
     scores = itertools.cycle([0.0, 0.0, 90.0, 90.0, 80.0, 80.0, 50.0])
     monkeypatch.setattr(main, "evaluate", lambda *_: (1.0, next(scores)))
-    args = parse(small_args, True, criterion=criterion, **flags)
+    args = small_args(one_shot=True, criterion=criterion, **flags)
     main.main(args)
     initial = main.new_model(args, 0).state_dict()
     if args.rewind_iter:
         initial = torch.load(utils.Files(args).initial, weights_only=True)
     final = ticket(args, 0)["final"]
-    scores = {}
-    for name in starts[0][1]:
-        scores[name] = FORMULAS[criterion](final[name].numpy(), initial[name].numpy())
+    scores = scores_after_training(criterion, final, initial, starts[0][1])
     for round_ in range(2):
         check_masks(scores, starts[round_][1], starts[round_ + 1][1], args.prune_scope)
     kept = {name: mask.numpy() for name, mask in starts[2][1].items()}
     dense = {name: np.ones_like(mask) for name, mask in kept.items()}
-    groups = [list(kept)] if args.prune_scope == "global" else [[name] for name in kept]
-    for group in groups:
+    for group in grouped(kept, args.prune_scope):
         total = sum(dense[name].size for name in group)
         remaining = sum(int(kept[name].sum()) for name in group)
         highest = np.sort(np.concatenate([scores[name].ravel() for name in group]))[-remaining:]
@@ -441,7 +436,7 @@ def test_one_shot_has_the_same_masks_for_all_prune_types(small_args, starts):
     for kind, prune_type in utils.PRUNE_TYPES.items():
         if prune_type.network == "trained" or prune_type.random_masks:
             continue
-        main.main(parse(small_args, True, prune_type=kind, criterion="movement"))
+        main.main(small_args(one_shot=True, prune_type=kind, criterion="movement"))
         found.append([masks for _, masks in starts])
         starts.clear()
     assert len(found) == 7
@@ -451,8 +446,8 @@ def test_one_shot_has_the_same_masks_for_all_prune_types(small_args, starts):
 
 @pytest.mark.parametrize("damage", ["missing", "damaged", "of another network"])
 def test_one_shot_needs_the_ticket_of_round_0(damage, small_args, monkeypatch):
-    main.main(parse(small_args, True, prune_iterations=2))
-    args = parse(small_args, True)
+    main.main(small_args(one_shot=True, prune_iterations=2))
+    args = small_args(one_shot=True)
     path = utils.Files(args).ticket(0)
     if damage == "missing":
         path.unlink()
@@ -477,13 +472,13 @@ def test_one_shot_needs_the_ticket_of_round_0(damage, small_args, monkeypatch):
 def test_trials_and_resuming_give_the_same_bytes(path, small_args, tmp_path, monkeypatch):
     monkeypatch.setattr(archs, "build", small_network)
     flags = path | {"trials": 2, "prune_scope": "global", "rewind_iter": 13}
-    main.main(parse(small_args, **flags))
+    main.main(small_args(**flags))
     flags["output_dir"] = tmp_path / "b"
     for rounds in (1, 2, 3):
-        main.main(parse(small_args, **flags, prune_iterations=rounds))
+        main.main(small_args(**flags, prune_iterations=rounds))
     for seed in (0, 1):
         one, other = (
-            arrays(parse(small_args, **path, seed=seed, output_dir=tmp_path / name))
+            arrays(small_args(**path, seed=seed, output_dir=tmp_path / name))
             for name in ("out", "b")
         )
         assert one == other
@@ -494,7 +489,7 @@ def test_every_criterion_gives_other_masks(small_args, tmp_path):
     """So does one-shot pruning, but all have the same densities."""
     masks, densities = [], []
     for i, path in enumerate(PATHS):
-        args = parse(small_args, **path, prune_scope="global", output_dir=tmp_path / str(i))
+        args = small_args(**path, prune_scope="global", output_dir=tmp_path / str(i))
         main.main(args)
         masks.append(ticket(args, 2)["masks"])
         densities.append(np.load(utils.Files(args).array("compression")).tolist())
@@ -522,22 +517,16 @@ def test_a_run_does_not_resume_with_another_criterion(small_args):
     with pytest.raises(utils.BadInput, match="has results with --criterion=magnitude, not snip"):
         main.main(small_args(criterion="snip"))
     with pytest.raises(utils.BadInput, match="has results with --one_shot=False, not True"):
-        main.main(parse(small_args, True))
-
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+        main.main(small_args(one_shot=True))
 
 
 @needs_gpu
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_on_a_gpu_scores_are_those_of_the_cpu(path, small_args, monkeypatch):
     found = []
-    args = parse(small_args, **path)
+    args = small_args(**path)
     for device in ("cpu", "cuda"):
-        data = small_data(2000)
-        for part in ("train", "val", "test"):
-            setattr(data, part, tuple(tensor.to(device) for tensor in getattr(data, part)))
-        data.mean, data.std = data.mean.to(device), data.std.to(device)
+        data = small_data(2000, device=device)
         state = main.new_state(args, main.new_model(args, 0, device))
         state.model.load_state_dict(main.new_model(args, 5).state_dict())
         weights = main.new_model(args, 6).state_dict()

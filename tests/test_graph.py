@@ -15,7 +15,7 @@ from torch import nn
 import archs
 import main
 import utils
-from conftest import same, small_data, small_network, trial_data
+from conftest import needs_gpu, same, small_data, small_network, trial_data
 
 
 @pytest.fixture
@@ -217,9 +217,6 @@ def test_all_captures_share_one_stream(step, fake_gpu):
     assert all(stream is fake_gpu.streams[0] for stream in fake_gpu.used)
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU with deterministic convolutions instead of the fastest ones."""
@@ -265,12 +262,8 @@ def test_a_graph_gives_the_losses_of_eager_iterations(
     for graph in (True, False):
         if not graph:
             monkeypatch.setattr(main.Step, "capture", lambda _: None)
-        args = small_args(**{name: value for name, value in flags.items() if value is not True})
-        args.augment, args.amp = flags.get("augment", False), flags.get("amp", False)
-        data = small_data(480)
-        for name in ("train", "val", "test"):
-            setattr(data, name, tuple(tensor.to(gpu) for tensor in getattr(data, name)))
-        data.mean, data.std = data.mean.to(gpu), data.std.to(gpu)
+        args = small_args(**flags)
+        data = small_data(480, device=gpu)
         model = main.new_model(args, 0, gpu)
         torch.manual_seed(0)
         masks = {
@@ -300,8 +293,8 @@ def test_on_a_gpu_a_run_resumed_within_an_epoch_gives_the_same_losses(
     monkeypatch.setattr(archs, "build", with_dropout)
     losses = []
     for stop in (None, 27):
-        args = small_args(gpu=0, prune_iterations=2, output_dir=tmp_path / str(stop))
-        args.augment = True
+        folder = tmp_path / str(stop)
+        args = small_args(gpu=0, prune_iterations=2, augment=True, output_dir=folder)
         if stop:
             ticks, tick = itertools.count(1), utils.Log.step
 
@@ -352,8 +345,7 @@ def test_an_iteration_that_a_graph_cannot_repeat_runs_without_one(
 
 
 def test_bfloat16_learns_and_keeps_weights_in_float32(small_args, train_round):
-    args = small_args(end_iter=4)
-    args.amp = True
+    args = small_args(end_iter=4, amp=True)
     model = main.new_model(args, 0)
     outputs = []
     model.register_forward_hook(lambda layer, _, y: outputs.append((layer.training, y.dtype)))

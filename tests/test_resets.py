@@ -284,8 +284,7 @@ def test_rounds_of_older_versions_have_no_value(small_args):
 
 
 def test_training_accuracy_is_that_of_the_last_network_on_all_training_examples(small_args):
-    args = small_args(prune_iterations=2, end_iter=3)
-    args.augment = True
+    args = small_args(prune_iterations=2, end_iter=3, augment=True)
     main.main(args)
     data = trial_data(args)
     accuracies = np.load(utils.Files(args).array("trainaccuracy"))
