@@ -40,8 +40,9 @@ def run(*flags):
 
 
 def test_using_a_ticket(scratch):
-    run("--dataset=digits", "--prune_iterations=8")
+    run("--dataset=digits", "--prune_percent=20", "--prune_iterations=16")
     use = block("python", README, "## Using a ticket")
+    use_sparse = block("python", README, "use `sparsify`")
     train = block("python", README, "keeps the pruned weights at zero")
     measure = """
 def training_loss():
@@ -56,15 +57,19 @@ torch.manual_seed(0)
     count = """
 print(training_loss())
 for name, mask in ticket["masks"].items():
-    weight = model.get_submodule(name.rpartition(".")[0]).weight
-    print(int((weight != 0).sum() - mask.sum()))
+    layer = model.get_submodule(name.rpartition(".")[0])
+    print(int((layer.weight != 0).sum() - mask.sum()), type(layer) is torch.nn.Linear)
 """
-    result = command("-c", f"{use}{start}{measure}for batch{loop}{count}", cwd=scratch)
-    assert result.returncode == 0, result.stderr
-    difference, before, after, *counts = map(float, result.stdout.split())
-    assert abs(difference) < 0.3  # rounding may decide a tie differently
-    assert after < before
-    assert counts == [0, 0, 0]
+    results = []
+    for code in (use, use + use_sparse):
+        result = command("-c", f"{code}{start}{measure}for batch{loop}{count}", cwd=scratch)
+        assert result.returncode == 0, result.stderr
+        difference, before, after, *counts = result.stdout.split()
+        results.append([float(before), float(after)])
+        assert abs(float(difference)) < 0.3  # rounding may decide a tie differently
+        assert float(after) < float(before)
+        assert counts == ["0", str(code is use)] * 3
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
 
 
 def test_adding_an_architecture(scratch, capsys):
