@@ -43,6 +43,7 @@ from tqdm import tqdm
 import archs
 import combine_plots
 import utils
+from archs import sparse
 
 CONVOLUTIONS = (
     nn.Conv1d,
@@ -55,6 +56,7 @@ CONVOLUTIONS = (
 LAYERS = (nn.Linear, nn.Bilinear, *CONVOLUTIONS)  # their weights are pruned
 SEEDS = 2**64  # as many as torch has
 EVAL_BATCH = {"cpu": 500, "cuda": 2000}  # fits a CPU's caches; keeps a GPU busy
+SPARSE_BELOW = 20.0  # percent of a layer's weights below which it is faster: docs/speed.md
 
 
 # ---- The experiment ------------------------------------------------------------------------------
@@ -68,6 +70,9 @@ def main(args):
     """
     trials = utils.trials(args)
     device = pick_device(trials[0].gpu)
+    if device.type != "cpu":
+        for trial in trials:
+            trial.sparse_below = 0
     model = new_model(args, round_=0)
     failures = []
     with utils.open_runs(trials, model, dense_masks(model), defaults(args)) as runs:
@@ -75,6 +80,8 @@ def main(args):
         if runs:
             check_restorable(args, model)
             output, operations = check_network(args, model)
+            if trials[0].sparse_below:
+                check_sparse(args)
             percents = layer_percents(args, model, output)
             torch.set_num_threads(utils.pick_threads(args.threads, operations))
             data = load_data(args, device)
@@ -137,6 +144,7 @@ def experiment(run, data, percents):
 def train(args, state, data, run):
     """Train to the end of the round, evaluating and saving on the way, and save its results."""
     steps, end = iterations(args, len(data.train[1]))
+    make_sparse(args, state)
     state.model.train()
     step = Step(args, state, data)
     with utils.Log(args, state, steps, end) as log:
@@ -156,6 +164,7 @@ def train(args, state, data, run):
             log.step()
             run.checkpoint(state, now=state.iteration == end)
         utils.save_round(run, state, log)
+    make_dense(state)
     combine_plots.draw_run(run.files)
     run.checkpoint(state)  # a signal may have arrived since
 
@@ -696,7 +705,7 @@ def prunable(model):
     """Return the prunable weights, {parameter name: parameter}: of convolutions and linear layers.
 
     The layer's type decides, because batch norm calls its scale "weight" too. Frozen weights are
-    not prunable.
+    not prunable. A SparseLinear has none: it is pruned already.
     """
     weights = {id(module.weight) for module in model.modules() if isinstance(module, LAYERS)}
     found = {}
@@ -759,6 +768,31 @@ def check_network(args, model):
     return output, counter.get_total_flops() / len(images) * args.batch_size
 
 
+def check_sparse(args):
+    """Raise utils.BadInput if the network computes something else with sparse linear layers."""
+    facts = archs.facts(args.dataset)
+    model = new_model(args, round_=0).eval()
+    images = torch.randn(2, facts.CHANNELS, facts.SIZE, facts.SIZE)
+    masks = {name: mask.bernoulli(0.5) for name, mask in dense_masks(model).items()}
+    apply_masks(model, masks)
+    problem = ""
+    with torch.no_grad():
+        sparse.sparsify(model, masks, below=100)
+        try:
+            logits = model(images)
+        except (RuntimeError, AttributeError, TypeError) as error:
+            problem = archs.one_line(error)
+        else:
+            sparse.densify(model)
+            if not torch.allclose(logits, model(images), rtol=1e-3, atol=1e-3, equal_nan=True):
+                problem = "other logits"
+    if problem:
+        raise utils.BadInput(
+            f"{args.arch_type} does not work with sparse linear layers ({problem}): add "
+            "--sparse_below=0, or use reshape instead of view on their outputs"
+        )
+
+
 def new_state(args, model):
     """Return the state of a new run, with the network as it is."""
     return utils.State(
@@ -779,6 +813,28 @@ def new_optimizer_state(args, model):
         return {"momentum": zeros}
     steps = {name: torch.zeros((), device=zeros[name].device) for name in zeros}
     return {"average": zeros, "square": copy.deepcopy(zeros), "step": steps}
+
+
+def make_sparse(args, state):
+    """Make linear layers with less than `--sparse_below` percent of their weights sparse.
+
+    The optimizer's state of their weights becomes sparse, too.
+    """
+    sparse.sparsify(state.model, state.masks, args.sparse_below)
+    for name, layer in state.model.named_modules():
+        if isinstance(layer, sparse.SparseLinear):
+            for tensors in state.optimizer_state.values():
+                tensor = tensors[f"{name}.weight"]
+                if tensor.dim():  # the number of steps has none
+                    tensors[f"{name}.weight"] = layer.matrix(tensor[layer.mask])
+
+
+def make_dense(state):
+    """Make the sparse layers of the network dense again, and the optimizer's state."""
+    sparse.densify(state.model)
+    for tensors in state.optimizer_state.values():
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.to_dense()
 
 
 # ---- The step ------------------------------------------------------------------------------------
@@ -811,7 +867,8 @@ class Step:
 
         self.parameters = list(state.model.parameters())
         self.optimizer_state = {
-            name: list(tensors.values()) for name, tensors in state.optimizer_state.items()
+            name: [sparse.survivors(tensor) for tensor in tensors.values()]
+            for name, tensors in state.optimizer_state.items()
         }
         self.masks = []
         for name, weight in prunable(state.model).items():
@@ -943,8 +1000,11 @@ def mismatch(found, expected):
 
 def forward(args, model, data, images):
     """Return the float32 logits (N, classes) for uint8 images (N, C, H, W)."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=args.amp):
-        return model(data.normalize(images)).float()
+    x = data.normalize(images)
+    if not args.amp:
+        return model(x)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return model(x).float()
 
 
 def learning_rate(args, round_, iteration):
@@ -1158,6 +1218,10 @@ def parse_args(argv=None):
     for name, other in utils.FOLLOWS.items():
         if getattr(args, name) is None:
             setattr(args, name, getattr(args, other))
+    if args.sparse_below is None:
+        # Sparse products were measured with MKL only. With --amp, dense layers use bfloat16, which
+        # is faster than MKL's sparse products in float32.
+        args.sparse_below = 0 if args.amp or not torch.backends.mkl.is_available() else SPARSE_BELOW
     args.lr_milestones.sort()
     return args
 
@@ -1326,6 +1390,9 @@ def add_flags(parser):
     add("--threads", type=number(int, "[1, 1024)"), metavar="N",
         help="CPU threads (default: OMP_NUM_THREADS if set, else one for small networks and all"
              " cores for large ones%(default).0s)")
+    add("--sparse_below", type=share, metavar="P",
+        help="on a CPU, linear layers with less than P percent of their weights compute with only"
+             f" these; 0: off (default: {SPARSE_BELOW}, with --amp 0%(default).0s)")
     add("--amp", action="store_true",
         help="bfloat16 in the forward pass")
     add("--data_dir", default="data", type=utils.folder, metavar="DIR",

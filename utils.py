@@ -87,6 +87,7 @@ MAY_CHANGE_ON_RESUME = {
     "trials",
     "gpu",
     "threads",
+    "sparse_below",
     "data_dir",
     "output_dir",
     "overwrite",
@@ -334,7 +335,8 @@ class State:
 def snapshot(live, copy=True):
     """Return a copy on the CPU of nested dicts and lists of tensors, networks and plain values.
 
-    A network becomes its state dict. Without `copy`, tensors on the CPU are shared.
+    A network becomes its state dict, and a sparse tensor dense. Without `copy`, dense tensors on
+    the CPU are shared.
     """
     if isinstance(live, nn.Module):
         live = live.state_dict()
@@ -343,7 +345,7 @@ def snapshot(live, copy=True):
     if isinstance(live, list):
         return [snapshot(value, copy) for value in live]
     if isinstance(live, torch.Tensor):
-        return live.to("cpu", copy=copy)
+        return live.to_dense().to("cpu", copy=copy)
     return live
 
 
@@ -731,7 +733,7 @@ class Run:
         if self.saved:
             restore(vars(state), self.saved["state"])
             subject = f"{self.files.dumps} resumes with changes"
-            now = provenance() | machine(state.loss.device)
+            now = provenance() | machine(self.args, state.loss.device)
             note_changes(subject, self.saved["made_by"], now)
             self.write_results()
             if self.saved_path == self.files.previous_checkpoint:
@@ -750,7 +752,7 @@ class Run:
         Raises Stopped if a signal has arrived.
         """
         if now or self.stop or time.monotonic() > self.save_time + CHECKPOINT_SECONDS:
-            made_by = provenance() | machine(state.loss.device)
+            made_by = provenance() | machine(self.args, state.loss.device)
             content = {"state": vars(state), "args": self.settings, "made_by": made_by}
             save_checkpoint(self.files.checkpoint, content, self.files.previous_checkpoint)
             self.save_time = time.monotonic()
@@ -834,7 +836,7 @@ def provenance():
     return made_by
 
 
-def machine(device):
+def machine(args, device):
     """Return what else may change a result's last digits, {name: value}."""
     if device.type == "cpu":
         name = platform.machine()
@@ -846,7 +848,12 @@ def machine(device):
             "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
         }
-    return {"device": f"{device.type}, {name}", "threads": torch.get_num_threads(), **precision}
+    return {
+        "device": f"{device.type}, {name}",
+        "threads": torch.get_num_threads(),
+        "sparse_below": args.sparse_below,
+        **precision,
+    }
 
 
 def write_settings(run, device):
@@ -858,7 +865,7 @@ def write_settings(run, device):
         "settings": run.settings,
         "defaults": run.defaults,
         "made_by": provenance(),
-        **machine(device),
+        **machine(run.args, device),
         "start": start,
     }
     write(run.files.settings, lambda file: file.write(json.dumps(content, indent=1).encode()))

@@ -9,6 +9,7 @@ from collections import Counter
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.dropout import _DropoutNd
 
 
 def sparsify(model, masks, below):
@@ -25,13 +26,15 @@ def sparsify(model, masks, below):
     uses = Counter()
     for module in model.modules():
         uses.update(map(id, module.parameters(recurse=False)))
+    # Dropout draws in the order of memory. It drops the same units if outputs are contiguous.
+    contiguous = any(isinstance(module, _DropoutNd) for module in model.modules())
     sparse = {}
     for name, layer in model.named_modules():
         mask = masks.get(f"{name}.weight")
         if type(layer) is not nn.Linear or mask is None or uses[id(layer.weight)] != 1:
             continue
         if 100 * int(mask.sum()) < below * mask.numel():
-            sparse[layer] = SparseLinear(layer, mask.to(layer.weight.device))
+            sparse[layer] = SparseLinear(layer, mask.to(layer.weight.device), contiguous)
     _replace(model, sparse)
 
 
@@ -39,6 +42,11 @@ def densify(model):
     """Replace each SparseLinear of a network by the nn.Linear it stands for, in place."""
     layers = [layer for layer in model.modules() if isinstance(layer, SparseLinear)]
     _replace(model, {layer: layer.dense() for layer in layers})
+
+
+def survivors(tensor):
+    """Return the values of a CSR tensor, which share its memory; another tensor as it is."""
+    return tensor.values() if tensor.layout == torch.sparse_csr else tensor
 
 
 def _replace(model, layers):
@@ -56,17 +64,20 @@ class SparseLinear(nn.Module):
     order of the rows of `weight`, and `bias`.
 
     Products are computed in the type of the parameters, also under autocast, because PyTorch has no
-    sparse ones in bfloat16 on a CPU. The output is laid out column by column: `x.reshape` works on
-    it, `x.view` may not.
+    sparse ones in bfloat16 on a CPU.
 
     Args:
         linear: the nn.Linear to replace. The bias is shared with it.
         mask: bool tensor (out_features, in_features), true if a weight survives.
+        contiguous: whether the output is contiguous. Otherwise it is laid out column by column,
+            which is faster if the next layer is sparse, too; `reshape` works on it, but `view` may
+            not.
     """
 
-    def __init__(self, linear, mask):
+    def __init__(self, linear, mask, contiguous=True):
         super().__init__()
         self.out_features, self.in_features = mask.shape
+        self.contiguous = contiguous
         weight = linear.weight
         self.values = nn.Parameter(weight.detach()[mask], weight.requires_grad)
         self.bias = linear.bias
@@ -121,12 +132,13 @@ class SparseLinear(nn.Module):
         return self.matrix(torch.ones_like(self.values)).to_dense().bool()
 
     def forward(self, x):
-        autocast = torch.is_autocast_enabled(x.device.type)
-        if autocast:
-            x = x.to(self.values.dtype)
-        y = SparseProduct.apply(x.reshape(-1, self.in_features), self.values, self.bias, self)
-        y = y.view(*x.shape[:-1], self.out_features)
-        return y.to(torch.get_autocast_dtype(x.device.type)) if autocast else y
+        if x.dim() != 2:
+            y = self(x.reshape(-1, self.in_features))
+            return y.view(*x.shape[:-1], self.out_features)
+        if torch.is_autocast_enabled(x.device.type):
+            y = SparseProduct.apply(x.to(self.values.dtype), self.values, self.bias, self)
+            return y.to(torch.get_autocast_dtype(x.device.type))
+        return SparseProduct.apply(x, self.values, self.bias, self)
 
     def extra_repr(self):
         return (
@@ -167,10 +179,12 @@ class SparseProduct(torch.autograd.Function):
         x_t = x.t().contiguous()
         y_t = x.new_empty(layer.out_features, len(x))
         start = x.new_zeros(()) if bias is None else bias.unsqueeze(1)
-        torch.addmm(start, layer.matrix(values), x_t, out=y_t)
+        matrix = layer.matrix(values)
+        torch.addmm(start, matrix, x_t, out=y_t)
         ctx.layer = layer
+        ctx.pattern = matrix
         ctx.save_for_backward(x_t, values)
-        return y_t.t()
+        return y_t.t().contiguous() if layer.contiguous else y_t.t()
 
     @staticmethod
     @once_differentiable
@@ -184,8 +198,7 @@ class SparseProduct(torch.autograd.Function):
             torch.mm(layer.transposed_matrix(values), gradient_t, out=of_x)
             of_x = of_x.t()
         if ctx.needs_input_grad[1]:
-            pattern = layer.matrix(values)
-            product = torch.sparse.sampled_addmm(pattern, gradient_t, x_t.t(), beta=0)
+            product = torch.sparse.sampled_addmm(ctx.pattern, gradient_t, x_t.t(), beta=0)
             of_values = product.values()
         if ctx.needs_input_grad[2]:
             of_bias = gradient_t.sum(1)

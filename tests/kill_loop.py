@@ -4,7 +4,7 @@
 
 Each run is a process, forked from one that has imported everything, so that a kill takes a second
 and not ten. Checkpoints are saved every few iterations, not every 20 seconds. The network has batch
-norm and dropout.
+norm and dropout. From the second round on, its linear layer is sparse.
 """
 
 import argparse
@@ -62,6 +62,7 @@ def start(folder, kind):
         "--gpu=cpu",
         "--prune_percent=30",
         "--batch_size=120",
+        "--sparse_below=90",
         *KINDS[kind],
     ]
     status = 0

@@ -273,6 +273,7 @@ def test_the_defaults_are_those_of_the_contract():
         "eval_iter": 0,
         "gpu": 0,
         "threads": None,
+        "sparse_below": 20.0,
         "amp": False,
         "data_dir": "data",
         "output_dir": ".",
@@ -297,6 +298,7 @@ BAD_VALUES = {  # {flag: (part of the error, values)}
     ),
     "trials": ("a whole number in [1, 1000), not", ["0", "1000", HUGE]),
     "threads": ("a whole number in [1, 1024), not", ["0", "-1", "1024", "two"]),
+    "sparse_below": (SHARE, ["100", "-1"]),
     "prune_percent": (
         "a number in (0, 100), not",
         ["0", "100", "-5", "nan", "inf", "ten", ""],
@@ -462,14 +464,16 @@ def test_a_gpu_that_exists_is_used(two_gpus):
 
 
 def test_tf32_and_autotuning_of_a_gpu_are_recorded(two_gpus):
-    assert utils.machine(main.pick_device(1)) == {
+    args = main.parse_args([])
+    assert utils.machine(args, main.pick_device(1)) == {
         "device": "cuda, card 1",
         "threads": 1,
+        "sparse_below": 20.0,
         "float32_matmul_precision": "high",
         "cudnn_allow_tf32": True,
         "cudnn_benchmark": True,
     }
-    assert "cudnn_benchmark" not in utils.machine(main.pick_device("cpu"))
+    assert "cudnn_benchmark" not in utils.machine(args, main.pick_device("cpu"))
 
 
 def test_importing_has_no_effects(tmp_path):

@@ -1,14 +1,22 @@
 """Linear layers that compute only with their survivors: the same numbers as dense ones."""
 
 import copy
+import itertools
+import json
+import signal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import archs
+import main
+import utils
 from archs.sparse import SparseLinear, densify, sparsify
+from conftest import same, ticket, trial_data
 
 
 def pair(mask, bias=True, dtype=torch.float64):
@@ -283,3 +291,241 @@ def test_training_is_that_of_a_masked_dense_network(optimizer):
             losses[-1].append(loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=1e-12)
     assert losses[0][-1] < losses[0][0]
+
+
+# ---- In a run ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_double(monkeypatch):
+    """Make networks and images double-precision."""
+    normalize = main.Data.normalize
+    monkeypatch.setattr(main.Data, "normalize", lambda *args: normalize(*args).double())
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def layers(monkeypatch):
+    """The sparse layers that are created."""
+    found, create = [], SparseLinear.__init__
+
+    def spy(layer, *args):
+        create(layer, *args)
+        found.append(layer)
+
+    monkeypatch.setattr(SparseLinear, "__init__", spy)
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize(
+    ("arch_type", "iterations", "sparse_layers"),
+    [("fc1", 200, 3), ("lenet5", 200, 3), ("conv2", 20, 3), ("alexnet", 5, 3)],
+)
+def test_iterations_give_the_losses_and_the_next_masks_of_dense_layers(
+    arch_type, iterations, sparse_layers, optimizer, small_args, in_double, layers
+):
+    """By hand, all of these networks were trained for 200 iterations: docs/speed.md."""
+    results = []
+    for sparse_below in (0, 20):
+        args = small_args(
+            arch_type=arch_type,
+            optimizer=optimizer,
+            lr=0.001 if optimizer == "adam" else 0.01,
+            weight_decay=0.001,
+            batch_size=8,
+            sparse_below=sparse_below,
+        )
+        state = main.new_state(args, main.new_model(args, 0))
+        generator = torch.Generator().manual_seed(1)
+        for mask in state.masks.values():
+            mask.bernoulli_(0.1, generator=generator)
+        with torch.no_grad():
+            for weight in main.prunable(state.model).values():
+                weight.mul_(3)  # so that activations keep their size
+        main.apply_masks(state.model, state.masks)
+        main.make_sparse(args, state)
+        step = main.Step(args, state, trial_data(args))
+        losses = []
+        for _ in range(iterations):
+            state.loss.zero_()
+            step()
+            losses.append(state.loss.item())
+        main.make_dense(state)
+        weights = main.prunable(state.model)
+        scores = {name: weight.detach().abs() for name, weight in weights.items()}
+        results.append((losses, main.prune(scores, state.masks, 20)))
+    assert len(layers) == sparse_layers
+    (dense_losses, dense_masks), (losses, masks) = results
+    assert losses == pytest.approx(dense_losses, rel=1e-8)
+    assert same(masks, dense_masks)
+
+
+def losses_of(args):
+    rounds = range(args.prune_iterations)
+    return np.concatenate([np.load(utils.Files(args).array(f"all_loss_{r}")) for r in rounds])
+
+
+def mlp(*_):
+    """Return a network with a frozen layer, which mixes the pixels.
+
+    Weights of pixels that are always black would have scores that differ in the last digit only.
+    """
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(784, 50).requires_grad_(False),
+        nn.Linear(50, 20),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Linear(20, 10),
+    )
+
+
+KINDS = {
+    **{name: {"prune_type": name} for name in utils.PRUNE_TYPES},
+    **{name: {"criterion": name} for name in main.CRITERIA},
+    "one_shot": {"one_shot": True},
+    "augment": {"augment": True},
+    "global": {"prune_scope": "global"},
+    "rewind": {"rewind_iter": 5, "optimizer": "sgd", "lr": 0.05, "weight_decay": 0.01},
+    "to 1%": {"prune_percent": 99},
+    "to 1%, global": {"prune_percent": 99, "prune_scope": "global"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_give_the_results_of_dense_layers(
+    kind, small_args, in_double, layers, undrawn, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(archs, "build", mlp)
+    flags = {"lr_milestones": 9, "val_size": 360} | KINDS[kind]
+    results = []
+    for sparse_below in (0, 90):
+        args = small_args(output_dir=tmp_path / str(sparse_below), **flags)
+        args.sparse_below = sparse_below
+        main.main(args)
+        assert len(layers) > (2 if sparse_below else -1)  # the check before the run makes two
+        rounds = range(args.prune_iterations)
+        results.append(
+            {
+                "losses": losses_of(args),
+                "tickets": [ticket(args, r) for r in rounds],
+            }
+        )
+    dense, sparse = results
+    assert sparse["losses"] == pytest.approx(dense["losses"], rel=1e-8)
+    for a, b in zip(sparse["tickets"], dense["tickets"], strict=True):
+        assert same(a["masks"], b["masks"])
+        for name in ("model", "final"):
+            assert list(a[name]) == list(b[name])
+            for key, tensor in b[name].items():
+                torch.testing.assert_close(a[name][key], tensor, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(("first", "then"), [(90.0, 0.0), (0.0, 90.0), (90.0, 90.0)])
+def test_checkpoints_are_dense_and_the_layers_may_change(
+    first, then, small_args, in_double, layers, undrawn, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(archs, "build", mlp)
+    expected = small_args(output_dir=tmp_path / "undisturbed", sparse_below=0)
+    main.main(expected)
+    ticks, tick = itertools.count(1), utils.Log.step
+    with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
+        patch.setattr(
+            utils.Log,
+            "step",
+            lambda log: (tick(log), next(ticks) == 55 and signal.raise_signal(signal.SIGTERM)),
+        )
+        main.main(small_args(sparse_below=first))
+
+    args = small_args(sparse_below=then)
+    state = torch.load(utils.Files(args).checkpoint, weights_only=True)["state"]
+    assert state["round"] == 1
+    assert utils.same_structure(vars(main.new_state(args, main.new_model(args, 0))), state)
+    squares = state["optimizer_state"]["square"]
+    for name, mask in state["masks"].items():
+        assert not state["model"][name][~mask].any()
+        assert squares[name][mask].any()
+        assert bool(squares[name][~mask].any()) == (first == 0)
+
+    layers.clear()
+    main.main(args)
+    assert bool(layers) == bool(then)
+    assert losses_of(args) == pytest.approx(losses_of(expected), rel=1e-8)
+    note = f"resumes with changes: sparse_below {first}, now {then}\n"
+    assert (note in capsys.readouterr().err) == (first != then)
+    assert json.loads(utils.Files(args).settings.read_text())["sparse_below"] == then
+
+
+@pytest.mark.parametrize(
+    ("flags", "mkl", "expected"),
+    [({}, True, 20), ({}, False, 0), ({"amp": True}, True, 0), ({"sparse_below": 5}, False, 5)],
+)
+def test_layers_become_sparse_where_it_was_measured(flags, mkl, expected, small_args, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    assert small_args(**flags).sparse_below == expected
+
+
+def test_on_a_gpu_all_layers_stay_dense(small_args, monkeypatch):
+    found = []
+    monkeypatch.setattr(main, "pick_device", lambda _: torch.device("cuda", 0))
+    monkeypatch.setattr(utils, "open_runs", lambda trials, *_: found.extend(trials))
+    with pytest.raises(TypeError):  # nothing is opened
+        main.main(small_args(sparse_below=90, trials=2))
+    assert [trial.sparse_below for trial in found] == [0, 0]
+
+
+class Merging(nn.Module):
+    """A network that needs the layout of a dense layer's output."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(28, 10)
+
+    def forward(self, x):
+        return self.layer(x.flatten(0, 2)).view(len(x), -1)[:, :10]
+
+
+class Clamping(nn.Module):
+    """A network that changes its weight itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+
+    def forward(self, x):
+        self.layer.weight.data.clamp_(-0.01, 0.01)
+        return self.layer(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("network", "problem"), [(Merging, "RuntimeError: view size"), (Clamping, "other logits")]
+)
+def test_a_network_that_needs_dense_layers_is_refused_before_training(
+    network, problem, small_args, undrawn, monkeypatch
+):
+    monkeypatch.setattr(archs, "build", lambda *_: network())
+    message = rf"does not work with sparse linear layers \({problem}.*add --sparse_below=0"
+    with pytest.raises(utils.BadInput, match=message):
+        main.main(small_args())
+    args = small_args(prune_iterations=1, end_iter=1, sparse_below=0)
+    main.main(args)
+    assert utils.Files(args).rounds() == 1
+
+
+def test_only_dense_layers_are_masked_and_only_survivors_are_updated(small_args):
+    args = small_args(sparse_below=50)
+    state = main.new_state(args, main.new_model(args, 0))
+    state.masks["1.weight"].bernoulli_(0.1)
+    main.apply_masks(state.model, state.masks)
+    main.make_sparse(args, state)
+    step = main.Step(args, state, trial_data(args))
+    shapes = [tuple(weight.shape) for weight, _ in step.masks]
+    assert shapes == [(100, 300), (10, 100)]
+    survivors = int(state.masks["1.weight"].sum())
+    sizes = [survivors, 300, 30000, 100, 1000, 10]
+    assert [parameter.numel() for parameter in step.parameters] == sizes
+    for name in ("average", "square"):
+        assert [tensor.numel() for tensor in step.optimizer_state[name]] == sizes
