@@ -14,6 +14,7 @@
 All have the same number of threads, which main.py would choose. On a GPU, (c) is one CUDA graph,
 and (a) is also compared with eager iterations.
 
+`sparse` compares (a) with sparse and with dense linear layers, if few weights are left.
 `threads` compares one thread with all, alone and beside another process that does the same.
 `parts` divides the time of a step of (a), and `rounds` that of a run.
 
@@ -55,7 +56,12 @@ import utils  # noqa: E402
 SIZES = {"mnist": (55000, 15000), "cifar10": (45000, 15000)}
 # Steps and evaluated examples that are timed at once on a CPU, which takes seconds for a step of
 # resnet18.
-WORK = {"fc1": (900, 15000), "lenet5": (300, 5000), "resnet18": (3, 60)}
+WORK = {
+    "fc1": (900, 15000),
+    "lenet5": (300, 5000),
+    "alexnet": (5, 500),
+    "resnet18": (3, 60),
+}
 SECONDS = 4  # of a measurement beside another process
 
 
@@ -69,6 +75,8 @@ class Case:
     amp: bool = False
     device: str = "cpu"
     threads: int = 1
+    percent: float = 100  # of the weights left, chosen at random
+    sparse_below: float = 0
     steps: int = 100  # timed at once
     evaluated: int = 1  # examples
 
@@ -98,6 +106,7 @@ def settings(case):
         f"--dataset={case.dataset}",
         f"--arch_type={case.arch_type}",
         f"--batch_size={case.batch_size}",
+        f"--sparse_below={case.sparse_below}",
         "--end_iter=1",
         "--val_size=0",
     ]
@@ -133,7 +142,11 @@ def prepared(case):
     }
     with replaced(archs, "load", lambda dataset, data_dir, train: examples[train]):
         data = main.hold_out(args, main.load_data(args, device))
-    return args, main.new_state(args, main.new_model(args, 0, device)), data
+    state = main.new_state(args, main.new_model(args, 0, device))
+    for mask in state.masks.values():
+        mask.bernoulli_(case.percent / 100)
+    main.apply_masks(state.model, state.masks)
+    return args, state, data
 
 
 # ---- Contenders: functions of a case that return a function that measures it once ----------------
@@ -550,6 +563,41 @@ def measure(processes, contenders, repeats):
     return results
 
 
+def sparse(processes, options):
+    """Print the table of sparse against dense layers."""
+    print(f"\n{'':36} {'milliseconds per step':^38} {'per 1,000 evaluated images':^27}")
+    print(
+        f"{'network/data':20} batch threads      %   sparse    dense  ratio sparse/floor"
+        "    sparse    dense  ratio"
+    )
+    percents = {("fc1", "mnist"): (100, 21, 13.5, 7, 3.6), ("alexnet", "cifar10"): (100, 5)}
+    for count in [options.threads] if options.threads else [1, utils.THREADS]:
+        for names in percents:
+            for percent in percents[names]:
+                steps, evaluated = WORK[names[0]]
+                case = Case(
+                    *names, threads=count, percent=percent, steps=steps, evaluated=evaluated
+                )
+                contenders = {
+                    "sparse": (ours, dataclasses.replace(case, sparse_below=99.9)),
+                    "dense": (ours, case),
+                    "floor": (floor, case),
+                }
+                results = measure(processes, contenders, options.repeats)
+                least = 1e3 * statistics.median(results.pop("floor"))
+                times = {
+                    name: [1e3 * statistics.median(column) for column in zip(*found, strict=True)]
+                    for name, found in results.items()
+                }
+                step, each = zip(times["sparse"], times["dense"], strict=True)
+                print(
+                    f"{case} {count:7} {percent:6} {step[0]:8.3f} {step[1]:8.3f}"
+                    f" {step[0] / step[1]:6.2f} {step[0] / least:12.2f}"
+                    f"  {1000 * each[0]:8.2f} {1000 * each[1]:8.2f} {each[0] / each[1]:6.2f}",
+                    flush=True,
+                )
+
+
 def threads(processes, options):
     """Print the table of one thread against all."""
     most = options.threads or utils.THREADS
@@ -661,7 +709,13 @@ def rounds(processes, options):
     print("\n" + "\n".join(result.stdout.splitlines()[-4:]))
 
 
-TABLES = {"ratios": ratios, "threads": threads, "parts": print_parts, "rounds": rounds}
+TABLES = {
+    "ratios": ratios,
+    "sparse": sparse,
+    "threads": threads,
+    "parts": print_parts,
+    "rounds": rounds,
+}
 
 
 def parse_args():

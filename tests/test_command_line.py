@@ -273,7 +273,7 @@ def test_the_defaults_are_those_of_the_contract():
         "eval_iter": 0,
         "gpu": 0,
         "threads": None,
-        "sparse_below": 20.0,
+        "sparse_below": 22.0,
         "amp": False,
         "data_dir": "data",
         "output_dir": ".",
@@ -468,7 +468,7 @@ def test_tf32_and_autotuning_of_a_gpu_are_recorded(two_gpus):
     assert utils.machine(args, main.pick_device(1)) == {
         "device": "cuda, card 1",
         "threads": 1,
-        "sparse_below": 20.0,
+        "sparse_below": 22.0,
         "float32_matmul_precision": "high",
         "cudnn_allow_tf32": True,
         "cudnn_benchmark": True,

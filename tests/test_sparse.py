@@ -461,7 +461,12 @@ def test_checkpoints_are_dense_and_the_layers_may_change(
 
 @pytest.mark.parametrize(
     ("flags", "mkl", "expected"),
-    [({}, True, 20), ({}, False, 0), ({"amp": True}, True, 0), ({"sparse_below": 5}, False, 5)],
+    [
+        ({}, True, main.SPARSE_BELOW),
+        ({}, False, 0),
+        ({"amp": True}, True, 0),
+        ({"sparse_below": 5}, False, 5),
+    ],
 )
 def test_layers_become_sparse_where_it_was_measured(flags, mkl, expected, small_args, monkeypatch):
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
@@ -507,7 +512,7 @@ def test_a_network_that_needs_dense_layers_is_refused_before_training(
     network, problem, small_args, undrawn, monkeypatch
 ):
     monkeypatch.setattr(archs, "build", lambda *_: network())
-    message = rf"does not work with sparse linear layers \({problem}.*add --sparse_below=0"
+    message = rf"does not work with sparse linear layers: add --sparse_below=0 \({problem}"
     with pytest.raises(utils.BadInput, match=message):
         main.main(small_args())
     args = small_args(prune_iterations=1, end_iter=1, sparse_below=0)
