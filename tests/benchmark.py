@@ -60,6 +60,7 @@ WORK = {
     "fc1": (900, 15000),
     "lenet5": (300, 5000),
     "alexnet": (5, 500),
+    "conv2": (5, 500),
     "resnet18": (3, 60),
 }
 SECONDS = 4  # of a measurement beside another process
@@ -570,7 +571,12 @@ def sparse(processes, options):
         f"{'network/data':20} batch threads      %   sparse    dense  ratio sparse/floor"
         "    sparse    dense  ratio"
     )
-    percents = {("fc1", "mnist"): (100, 21, 13.5, 7, 3.6), ("alexnet", "cifar10"): (100, 5)}
+    percents = {
+        ("fc1", "mnist"): (100, 21, 13.5, 7, 3.6),
+        ("lenet5", "mnist"): (5,),
+        ("conv2", "cifar10"): (5,),
+        ("alexnet", "cifar10"): (100, 5),
+    }
     for count in [options.threads] if options.threads else [1, utils.THREADS]:
         for names in percents:
             for percent in percents[names]:

@@ -19,14 +19,14 @@ from archs.sparse import SparseLinear, densify, sparsify
 from conftest import same, ticket, trial_data
 
 
-def pair(mask, bias=True, dtype=torch.float64):
+def pair(mask, bias=True, dtype=torch.float64, contiguous=True):
     """Return an nn.Linear with these survivors and the SparseLinear for it."""
     rows, columns = mask.shape
     torch.manual_seed(0)
     dense = nn.Linear(columns, rows, bias, dtype=dtype)
     with torch.no_grad():
         dense.weight.mul_(mask)
-    return dense, SparseLinear(copy.deepcopy(dense), mask)
+    return dense, SparseLinear(copy.deepcopy(dense), mask, contiguous)
 
 
 @st.composite
@@ -53,13 +53,14 @@ def gradients(layer, x, mask):
 
 
 @settings(deadline=None)
-@given(masks(), st.booleans(), st.sampled_from([(), (1,), (5,), (2, 3), (0,)]))
-def test_outputs_and_gradients_are_those_of_the_dense_layer(mask, bias, shape):
-    dense, sparse = pair(mask, bias)
+@given(masks(), st.booleans(), st.sampled_from([(), (1,), (5,), (2, 3), (0,)]), st.booleans())
+def test_outputs_and_gradients_are_those_of_the_dense_layer(mask, bias, shape, contiguous):
+    dense, sparse = pair(mask, bias, contiguous=contiguous)
     x = torch.randn(*shape, mask.shape[1], dtype=torch.float64)
     for _ in range(3):  # after updates, too
         expected = gradients(dense, x, mask)
         found = gradients(sparse, x, mask)
+        assert found[0].is_contiguous() or not contiguous
         assert len(found) == len(expected)
         for a, b in zip(found, expected, strict=True):
             assert a.shape == b.shape
