@@ -11,6 +11,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.dropout import _DropoutNd
 
+CACHED = 2**20  # inputs (examples times features) of a product: 4 MB, which fit a CPU's caches
+
 
 def sparsify(model, masks, below):
     """Replace linear layers of a network by a SparseLinear, in place.
@@ -135,6 +137,9 @@ class SparseLinear(nn.Module):
         if x.dim() != 2:
             y = self(x.reshape(-1, self.in_features))
             return y.view(*x.shape[:-1], self.out_features)
+        examples = max(1, CACHED // self.in_features)
+        if len(x) > examples:
+            return torch.cat([self(part) for part in x.split(examples)])
         if torch.is_autocast_enabled(x.device.type):
             y = SparseProduct.apply(x.to(self.values.dtype), self.values, self.bias, self)
             return y.to(torch.get_autocast_dtype(x.device.type))

@@ -73,6 +73,27 @@ def test_outputs_and_gradients_are_those_of_the_dense_layer(mask, bias, shape, c
                 sparse.bias -= 0.1 * sparse.bias.grad
 
 
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_large_inputs_are_divided(contiguous, monkeypatch):
+    dense, sparse = pair(EMPTY, contiguous=contiguous)
+    x = torch.randn(9, 4, dtype=torch.float64)
+    sizes = []
+    product = torch.addmm
+
+    def spy(bias, matrix, inputs, out):
+        sizes.append(inputs.numel())
+        return product(bias, matrix, inputs, out=out)
+
+    monkeypatch.setattr(torch, "addmm", spy)
+    for cached, expected in ((40, [36]), (8, [8, 8, 8, 8, 4]), (1, [4] * 9)):
+        monkeypatch.setattr("archs.sparse.CACHED", cached)
+        sizes.clear()
+        found = gradients(sparse, x, EMPTY)
+        assert sizes == expected
+        assert found[0].is_contiguous() or not contiguous
+        torch.testing.assert_close(found, gradients(dense, x, EMPTY), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("mask", [EMPTY, EMPTY.t(), torch.zeros(3, 4, dtype=torch.bool)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_rows_columns_and_layers_may_be_empty(mask, bias):
