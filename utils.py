@@ -328,7 +328,7 @@ class State:
     model: nn.Module
     initial: dict  # the state dict that survivors are reset to
     best: dict  # the state dict at the round's best validation accuracy
-    optimizer_state: dict  # {name: {parameter name: tensor}}
+    optimizer_state: dict  # {name: {parameter name: tensor}}; those of sparse layers are sparse
     loss: torch.Tensor  # float64 (), the sum over the epoch's iterations
 
 

@@ -242,9 +242,13 @@ def started(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_is_valid(page, started):
-    expected = {"README.md": 9, "comparing.md": 3, "results.md": 27, "running.md": 22}.get(
-        page.name, 0
-    )
+    expected = {
+        "README.md": 9,
+        "comparing.md": 3,
+        "results.md": 27,
+        "running.md": 22,
+        "speed.md": 2,
+    }.get(page.name, 0)
     runs = 0
     for script in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
         commands = started(script)
@@ -448,8 +452,23 @@ def test_the_example_has_the_numbers_of_its_file():
 def test_the_readme_has_the_ratios_of_the_page_on_speed():
     section = README.partition("\n## Speed\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| .* \| \d \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", section, re.M)
-    page = (ROOT / "docs/speed.md").read_text()
+    _, _, page = (ROOT / "docs/speed.md").read_text().partition("\n## Compared with what\n")
     cell = r"([\d.]+)(?: \(.*?\))?"
     measured = re.findall(rf"^\| .* \| ([\d.]+) \| {cell} \| {cell} \| {cell} \|$", page, re.M)
     assert rows == [row[:3] for row in measured[:5]]
     assert len(rows) == 5
+
+
+def test_the_readme_has_the_ratios_of_sparse_layers_on_the_page_on_speed():
+    number = r"([\d.]+)"
+    section = README.partition("\n## Speed\n")[2].partition("\n## ")[0]
+    rows = re.findall(rf"^\| `(\w+)`, .* \| {number}% \| {number} \| {number} \|$", section, re.M)
+    page = (ROOT / "docs/speed.md").read_text().partition("\n## Compared with what\n")[0]
+    times = rf"{number} \| {number} \| {number}"  # sparse, dense, and their ratio
+    columns = rf"^\| `(\w+)`, .* \| (\d) \| {number}% \| {times} \| {number} \| {times} \|$"
+    measured = re.findall(columns, page, re.M)
+    ratios = [(row[0], row[2], row[5], row[9]) for row in measured if row[1] == "1"]
+    assert rows == [row for row in ratios if row[1] != "100"]
+    for *_, sparse, dense, ratio, _, sparse_eval, dense_eval, ratio_eval in measured:
+        assert float(sparse) / float(dense) == pytest.approx(float(ratio), abs=0.006)
+        assert float(sparse_eval) / float(dense_eval) == pytest.approx(float(ratio_eval), abs=0.006)

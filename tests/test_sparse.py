@@ -1,9 +1,12 @@
 """Linear layers that compute only with their survivors: the same numbers as dense ones."""
 
+import ast
 import copy
 import itertools
 import json
 import signal
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,6 +203,16 @@ def test_a_copy_is_independent():
     assert torch.equal(other.bias, dense.bias)
 
 
+def test_the_layer_needs_only_torch():
+    modules = set()
+    for node in ast.walk(ast.parse(Path(archs.sparse.__file__).read_text())):
+        if isinstance(node, ast.ImportFrom):
+            modules.add(node.module)
+        elif isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+    assert {name.partition(".")[0] for name in modules} - sys.stdlib_module_names == {"torch"}
+
+
 class Network(nn.Module):
     """A network with all kinds of linear layers."""
 
@@ -386,6 +399,7 @@ def test_iterations_give_the_losses_and_the_next_masks_of_dense_layers(
 
 
 def losses_of(args):
+    """Return the training losses of all epochs of a run."""
     rounds = range(args.prune_iterations)
     return np.concatenate([np.load(utils.Files(args).array(f"all_loss_{r}")) for r in rounds])
 
@@ -428,17 +442,13 @@ def test_runs_give_the_results_of_dense_layers(
         args = small_args(output_dir=tmp_path / str(sparse_below), **flags)
         args.sparse_below = sparse_below
         main.main(args)
-        assert len(layers) > (2 if sparse_below else -1)  # the check before the run makes two
-        rounds = range(args.prune_iterations)
-        results.append(
-            {
-                "losses": losses_of(args),
-                "tickets": [ticket(args, r) for r in rounds],
-            }
-        )
-    dense, sparse = results
-    assert sparse["losses"] == pytest.approx(dense["losses"], rel=1e-8)
-    for a, b in zip(sparse["tickets"], dense["tickets"], strict=True):
+        # The check before the run makes two.
+        assert (len(layers) > 2) if sparse_below else not layers
+        tickets = [ticket(args, round_) for round_ in range(args.prune_iterations)]
+        results.append((losses_of(args), tickets))
+    (dense_losses, dense_tickets), (losses, tickets) = results
+    assert losses == pytest.approx(dense_losses, rel=1e-8)
+    for a, b in zip(tickets, dense_tickets, strict=True):
         assert same(a["masks"], b["masks"])
         for name in ("model", "final"):
             assert list(a[name]) == list(b[name])
