@@ -823,10 +823,10 @@ def make_sparse(args, state):
     sparse.sparsify(state.model, state.masks, args.sparse_below)
     for name, layer in state.model.named_modules():
         if isinstance(layer, sparse.SparseLinear):
+            weight = f"{name}.weight"
             for tensors in state.optimizer_state.values():
-                tensor = tensors[f"{name}.weight"]
-                if tensor.dim():  # the number of steps has none
-                    tensors[f"{name}.weight"] = layer.matrix(tensor[layer.mask])
+                if tensors[weight].dim():  # the number of steps has none
+                    tensors[weight] = layer.matrix(tensors[weight][state.masks[weight]])
 
 
 def make_dense(state):

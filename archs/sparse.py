@@ -84,24 +84,19 @@ class SparseLinear(nn.Module):
         self.values = nn.Parameter(weight.detach()[mask], weight.requires_grad)
         self.bias = linear.bias
 
-        numbers = torch.zeros_like(mask, dtype=torch.int64)
-        numbers[mask] = torch.arange(len(self.values), device=mask.device)
-        order = numbers.t()[mask.t()]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             rows = mask.to_sparse_csr()
-            columns = mask.t().to_sparse_csr()
-        buffers = {
-            # The survivors of a row are those from row_starts[i] to row_starts[i + 1].
-            "row_starts": rows.crow_indices().int(),  # MKL would convert int64 in each call
-            "columns": rows.col_indices().int(),
-            # The same for the transposed weight, whose survivors are values[order].
-            "column_starts": columns.crow_indices().int(),
-            "rows": columns.col_indices().int(),
-            "order": order,
-        }
-        for name, tensor in buffers.items():
-            self.register_buffer(name, tensor, persistent=False)
+        # The survivors of a row are those from row_starts[i] to row_starts[i + 1].
+        # MKL would convert int64 in each call.
+        self.register_buffer("row_starts", rows.crow_indices().int(), persistent=False)
+        self.register_buffer("columns", rows.col_indices().int(), persistent=False)
+        # The same for the transposed weight, whose survivors are values[order].
+        numbers = torch.arange(len(self.values), device=mask.device)
+        columns = self.matrix(numbers).to_sparse_csc()
+        self.register_buffer("column_starts", columns.ccol_indices(), persistent=False)
+        self.register_buffer("rows", columns.row_indices(), persistent=False)
+        self.register_buffer("order", columns.values(), persistent=False)
 
     def matrix(self, values):
         """Return values of the survivors as a CSR tensor (out_features, in_features)."""
@@ -164,11 +159,12 @@ class SparseLinear(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *rest):
         linear = self.dense()
         linear._load_from_state_dict(state_dict, prefix, *rest)
-        *_, errors = rest
-        if linear.weight[~self.mask].any():
+        mask = self.mask
+        if linear.weight[~mask].any():
+            *_, errors = rest
             errors.append(f"{prefix}weight is not zero where this layer is pruned")
         with torch.no_grad():
-            self.values.copy_(linear.weight[self.mask])
+            self.values.copy_(linear.weight[mask])
         self.bias = linear.bias  # another one with load_state_dict(assign=True)
 
 
