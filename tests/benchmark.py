@@ -571,37 +571,38 @@ def sparse(processes, options):
         f"{'network/data':20} batch threads      %   sparse    dense  ratio sparse/floor"
         "    sparse    dense  ratio"
     )
-    percents = {
-        ("fc1", "mnist"): (100, 21, 13.5, 7, 3.6),
-        ("lenet5", "mnist"): (5,),
-        ("conv2", "cifar10"): (5,),
-        ("alexnet", "cifar10"): (100, 5),
+    cases = [Case("fc1", "mnist", percent=percent) for percent in (100, 21, 13.5, 7, 3.6)]
+    cases += [Case("lenet5", "mnist", percent=5), Case("conv2", "cifar10", percent=5)]
+    cases += [Case("alexnet", "cifar10", percent=percent) for percent in (100, 5)]
+    for threads in [options.threads] if options.threads else [1, utils.THREADS]:
+        for case in cases:
+            steps, evaluated = WORK[case.arch_type]
+            case = dataclasses.replace(case, threads=threads, steps=steps, evaluated=evaluated)
+            compare_layers(processes, case, options.repeats)
+
+
+def compare_layers(processes, case, repeats):
+    """Print a line of the table."""
+    contenders = {
+        "sparse": (ours, dataclasses.replace(case, sparse_below=99.9)),
+        "dense": (ours, case),
+        "floor": (floor, case),
     }
-    for count in [options.threads] if options.threads else [1, utils.THREADS]:
-        for names in percents:
-            for percent in percents[names]:
-                steps, evaluated = WORK[names[0]]
-                case = Case(
-                    *names, threads=count, percent=percent, steps=steps, evaluated=evaluated
-                )
-                contenders = {
-                    "sparse": (ours, dataclasses.replace(case, sparse_below=99.9)),
-                    "dense": (ours, case),
-                    "floor": (floor, case),
-                }
-                results = measure(processes, contenders, options.repeats)
-                least = 1e3 * statistics.median(results.pop("floor"))
-                times = {
-                    name: [1e3 * statistics.median(column) for column in zip(*found, strict=True)]
-                    for name, found in results.items()
-                }
-                step, each = zip(times["sparse"], times["dense"], strict=True)
-                print(
-                    f"{case} {count:7} {percent:6} {step[0]:8.3f} {step[1]:8.3f}"
-                    f" {step[0] / step[1]:6.2f} {step[0] / least:12.2f}"
-                    f"  {1000 * each[0]:8.2f} {1000 * each[1]:8.2f} {each[0] / each[1]:6.2f}",
-                    flush=True,
-                )
+    results = measure(processes, contenders, repeats)
+    least = statistics.median(results["floor"])
+    step = {}
+    each = {}
+    for name in ("sparse", "dense"):
+        step[name] = statistics.median(result[0] for result in results[name])
+        each[name] = statistics.median(result[1] for result in results[name])
+    print(
+        f"{case} {case.threads:7} {case.percent:6}"
+        + "".join(f" {1e3 * seconds:8.3f}" for seconds in step.values())
+        + f" {step['sparse'] / step['dense']:6.2f} {step['sparse'] / least:12.2f} "
+        + "".join(f" {1e6 * seconds:8.2f}" for seconds in each.values())
+        + f" {each['sparse'] / each['dense']:6.2f}",
+        flush=True,
+    )
 
 
 def threads(processes, options):

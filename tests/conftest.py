@@ -6,8 +6,10 @@ import os
 # processes need the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import itertools
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -69,6 +71,31 @@ def train_round(monkeypatch, undrawn):
         return state
 
     return train
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """A function that starts a run and stops it by SIGTERM: stop_after(iterations, args)."""
+
+    def run(iterations, args):
+        ticks, tick = itertools.count(1), utils.Log.step
+
+        def step(log):
+            tick(log)
+            if next(ticks) == iterations:
+                signal.raise_signal(signal.SIGTERM)
+
+        with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
+            patch.setattr(utils.Log, "step", step)
+            main.main(args)
+
+    return run
+
+
+def losses_of(args):
+    """Return the training losses of all epochs of a run, an array."""
+    rounds = range(args.prune_iterations)
+    return np.concatenate([np.load(utils.Files(args).array(f"all_loss_{r}")) for r in rounds])
 
 
 def arrays(args):

@@ -1,13 +1,10 @@
 """The step as a CUDA graph, which must give the same numbers as without; bfloat16."""
 
-import itertools
 import math
 import re
-import signal
 from contextlib import nullcontext
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +12,7 @@ from torch import nn
 import archs
 import main
 import utils
-from conftest import needs_gpu, same, small_data, small_network, trial_data
+from conftest import losses_of, needs_gpu, same, small_data, small_network, trial_data
 
 
 @pytest.fixture
@@ -288,7 +285,7 @@ def test_gpu_memory_does_not_grow_from_round_to_round(small_args, gpu, starts, m
 
 @needs_gpu
 def test_on_a_gpu_a_run_resumed_within_an_epoch_gives_the_same_losses(
-    small_args, gpu, tmp_path, monkeypatch
+    small_args, gpu, tmp_path, stop_after, monkeypatch
 ):
     monkeypatch.setattr(archs, "build", with_dropout)
     losses = []
@@ -296,20 +293,9 @@ def test_on_a_gpu_a_run_resumed_within_an_epoch_gives_the_same_losses(
         folder = tmp_path / str(stop)
         args = small_args(gpu=0, prune_iterations=2, augment=True, output_dir=folder)
         if stop:
-            ticks, tick = itertools.count(1), utils.Log.step
-
-            def act(log, ticks=ticks, tick=tick, stop=stop):
-                tick(log)
-                if next(ticks) == stop:
-                    signal.raise_signal(signal.SIGTERM)
-
-            with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
-                patch.setattr(utils.Log, "step", act)
-                main.main(args)
+            stop_after(stop, args)
         main.main(args)
-        losses.append(
-            [np.load(utils.Files(args).array(f"all_loss_{r}")).tolist() for r in range(2)]
-        )
+        losses.append(losses_of(args).tolist())
     assert losses[0] == losses[1]
 
 

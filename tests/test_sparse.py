@@ -2,13 +2,10 @@
 
 import ast
 import copy
-import itertools
 import json
-import signal
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +16,7 @@ import archs
 import main
 import utils
 from archs.sparse import SparseLinear, densify, sparsify
-from conftest import same, ticket, trial_data
+from conftest import losses_of, same, ticket, trial_data
 
 
 def pair(mask, bias=True, dtype=torch.float64, contiguous=True):
@@ -398,12 +395,6 @@ def test_iterations_give_the_losses_and_the_next_masks_of_dense_layers(
     assert same(masks, dense_masks)
 
 
-def losses_of(args):
-    """Return the training losses of all epochs of a run."""
-    rounds = range(args.prune_iterations)
-    return np.concatenate([np.load(utils.Files(args).array(f"all_loss_{r}")) for r in rounds])
-
-
 def mlp(*_):
     """Return a network with a frozen layer, which mixes the pixels.
 
@@ -458,20 +449,12 @@ def test_runs_give_the_results_of_dense_layers(
 
 @pytest.mark.parametrize(("first", "then"), [(90.0, 0.0), (0.0, 90.0), (90.0, 90.0)])
 def test_checkpoints_are_dense_and_the_layers_may_change(
-    first, then, small_args, in_double, layers, undrawn, tmp_path, monkeypatch, capsys
+    first, then, small_args, in_double, layers, undrawn, stop_after, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(archs, "build", mlp)
     expected = small_args(output_dir=tmp_path / "undisturbed", sparse_below=0)
     main.main(expected)
-    ticks, tick = itertools.count(1), utils.Log.step
-    with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
-        patch.setattr(
-            utils.Log,
-            "step",
-            lambda log: (tick(log), next(ticks) == 55 and signal.raise_signal(signal.SIGTERM)),
-        )
-        main.main(small_args(sparse_below=first))
-
+    stop_after(55, small_args(sparse_below=first))
     args = small_args(sparse_below=then)
     state = torch.load(utils.Files(args).checkpoint, weights_only=True)["state"]
     assert state["round"] == 1

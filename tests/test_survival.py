@@ -419,19 +419,12 @@ def test_a_run_resumes_from_the_previous_checkpoint_if_one_is_damaged(small_args
 
 
 def test_a_finished_run_with_a_damaged_checkpoint_trains_from_the_previous_one(
-    small_args, tmp_path, monkeypatch, capsys
+    small_args, tmp_path, stop_after, capsys
 ):
     """The previous checkpoint is within the last round, whose arrays need all of its rows."""
     args = small_args(prune_iterations=2)
     expected = run(small_args(prune_iterations=2, output_dir=tmp_path / "undisturbed"))
-    ticks, tick = itertools.count(1), utils.Log.step
-    with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
-        patch.setattr(
-            utils.Log,
-            "step",
-            lambda log: (tick(log), next(ticks) == 70 and signal.raise_signal(signal.SIGTERM)),
-        )
-        run(args)
+    stop_after(70, args)
     found = utils.Files(args)
     within = found.checkpoint.read_bytes()
     run(args)
