@@ -51,6 +51,19 @@ FIGURES = {
 }
 # Evaluations of untrained tickets have no training loss, and are left out.
 LOGGED = ("round", "epoch", "iteration", "weights_remaining", "train_loss", "test_accuracy")
+# Their order, which gives them the same colour and marker in all figures. Others come after them.
+PRUNE_TYPES = (
+    "lt",
+    "reinit",
+    "random",
+    "shuffle",
+    "constant",
+    "signed_reinit",
+    "signed_shuffle",
+    "signed_constant",
+    "lr_rewind",
+    "finetune",
+)
 COLOURS = [f"C{i}" for i in range(10)]
 MARKERS = "osD^v<>PdpH"  # filled ones
 MANY_CURVES = 6  # more need a figure as wide as a page, and bars instead of bands
@@ -153,7 +166,7 @@ def read_runs(found):
     import pandas as pd
 
     results = {}
-    order = list(utils.PRUNE_TYPES)
+    order = [*PRUNE_TYPES, *sorted({files.prune_type for files in found}.difference(PRUNE_TYPES))]
     for files in sorted(found, key=lambda files: order.index(files.prune_type)):
         run = read_run(files)
         if run is not None:
@@ -214,16 +227,12 @@ def read_run(files):
     import pandas as pd
 
     paths = {name: files.array(name) for name in ("compression", *COLUMNS)}
-    if not paths["compression"].exists() or not paths["bestaccuracy"].exists():
-        return None
-
     arrays = {}
     try:
         for name, path in paths.items():
-            if not path.exists():  # of an older version
+            if not path.exists():  # the run has not measured it
                 continue
             arrays[name] = values = utils.read_array(path)
-            # NaN is a round of an older version.
             if name != "earlystop" and ((values < 0) | (values > 100)).any():
                 raise utils.BadInput(f"{path} has values that are not percentages")
     except utils.BadInput as error:
@@ -289,6 +298,8 @@ def read_settings(files):
     try:
         recorded = json.loads(files.settings.read_text())
         settings = comparable(recorded["settings"])
+        for name in recorded.get("refused", []):
+            settings.pop(name, None)
         source = comparable(settings.pop("masks_from_settings", {}))
         defaults = dict(recorded["defaults"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -323,10 +334,10 @@ def differing_settings(recorded):
     for _, found in known.values():
         defaults |= {name: found[name] for name in found if name in relevant}
     values = {}
-    for files, (settings, _) in known.items():
-        refused = utils.REFUSED.get(files.prune_type, {})
-        complete = defaults | settings
-        values[files] = {name: complete[name] for name in complete if name not in refused}
+    for files, (settings, own_defaults) in known.items():
+        # Flags that the run refuses are among its own defaults.
+        added_later = [name for name in defaults if name not in own_defaults]
+        values[files] = {name: defaults[name] for name in added_later} | settings
 
     differing = {}
     for files in recorded:
@@ -460,7 +471,7 @@ def as_latex(table, baseline, rounds):
         warn("--latex: there are no results of the rounds in --rounds")
     tables = []
     for name in COLUMNS:
-        if table[name].isna().all():  # no rounds, or results of an older version
+        if table[name].isna().all():
             continue
         cells = as_cells(table, ["curve"], [name]).map(with_symbols)
         escaped = with_symbols(caption(table, baseline, [name]))
@@ -555,10 +566,10 @@ def with_symbols(text):
 
 def draw_run(files):
     """Draw the figure over all rounds of a run, and the figures of single rounds if missing."""
-    for round_ in range(files.rounds()):
+    runs = read_run(files).assign(curve=files.prune_type, seed=files.seed)
+    for round_ in runs["round"]:
         if not files.figure(f"LossVsAccuracy_{round_}").exists():
             draw_round(files, round_)
-    runs = read_run(files).assign(curve=files.prune_type, seed=files.seed)
     plot_columns(files.figure("AccuracyVsWeights"), runs, ["bestaccuracy"], files.title)
 
 
@@ -625,7 +636,7 @@ def draw_experiment(args, runs, log):
     print(f"{title}: {describe(runs)}")
     for name, columns in FIGURES.items():
         complete = runs.dropna(subset=columns)
-        if complete.empty:  # results of an older version
+        if complete.empty:
             continue
         path = path_of(name)
         plot_columns(path, complete, columns, title, shared=True)
@@ -812,10 +823,10 @@ def plot_curves(axes, sns, runs, column, **options):
 def styles(curves):
     """Return the colour, marker and dashes of each curve, {curve: (colour, marker, dashes)}.
 
-    The prune types have the same ones in all figures.
+    Curves that are not of PRUNE_TYPES get the next free ones.
     """
     present = set(curves)
-    numbers = {curve: i for i, curve in enumerate(utils.PRUNE_TYPES) if curve in present}
+    numbers = {curve: i for i, curve in enumerate(PRUNE_TYPES) if curve in present}
     free = (number for number in itertools.count() if number not in numbers.values())
     for curve in dict.fromkeys(curves):
         if curve not in numbers:

@@ -22,11 +22,12 @@ import copy
 import dataclasses
 import math
 import os
+import re
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from itertools import compress
 from typing import NamedTuple
 
@@ -74,25 +75,18 @@ def main(args):
         for trial in trials:
             trial.sparse_below = 0
     model = new_model(args, round_=0)
+    runs = [new_run(trial, model) for trial in trials]
     failures = []
-    with utils.open_runs(trials, model, dense_masks(model), defaults(args)) as runs:
-        runs = [run for run in runs if not is_finished(run)]
-        if runs:
-            check_restorable(args, model)
-            output, operations = check_network(args, model)
-            if trials[0].sparse_below:
-                check_sparse(args)
-            percents = layer_percents(args, model, output)
-            torch.set_num_threads(utils.pick_threads(args.threads, operations))
-            data = load_data(args, device)
-            state = new_state(args, model)
+    with utils.lock(runs):
+        if not args.overwrite:
             for run in runs:
-                run.check(data.digest, state)
-            if args.overwrite:
-                for run in runs:
-                    run.clear()
-            print(describe_run(args, model, percents, data, len(runs)), flush=True)
-
+                run.find_checkpoint()
+        for run in runs:
+            if run.is_finished():
+                restore_results(run)
+        runs = [run for run in runs if not run.is_finished()]
+        if runs:
+            data, percents = prepare(args, runs, model, device)
         for run in runs:
             try:
                 experiment(run, data, percents)
@@ -100,14 +94,26 @@ def main(args):
                 failures.append(str(failure))
                 if args.trials > 1:  # the others may take hours
                     print(f"failed: {failure}", file=sys.stderr)
-    utils.report(failures)
+    utils.wait_for_processes()
+    if failures:
+        raise utils.Failure("; ".join(failures))
 
 
-def is_finished(run):
-    """Report and return whether a run is finished; if so, restore its log, arrays and figures."""
-    rounds = run.finished_rounds()
-    if rounds < run.args.prune_iterations:
-        return False
+def new_run(args, model):
+    """Return the run of a trial, with its settings: flags, network, and the source of its masks.
+
+    Raises utils.BadInput if the masks of `--masks_from` cannot be used.
+    """
+    network = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # addresses differ between processes
+    settings = vars(args) | {"network": network}
+    run = utils.Run(args, settings, defaults(args), refused(args.prune_type))
+    if args.masks_from:
+        run.settings |= utils.source_of_masks(run, dense_masks(model))
+    return run
+
+
+def restore_results(run):
+    """Restore the log, arrays and figures of a finished run, and say that it is finished."""
     run.write_results()
     combine_plots.draw_run(run.files)
     utils.note_changes(
@@ -116,10 +122,33 @@ def is_finished(run):
         utils.provenance(),
     )
     print(
-        f"finished: {run.files.dumps} has {utils.plural(rounds, 'round')}; "
+        f"finished: {run.files.dumps} has {utils.plural(run.finished_rounds(), 'round')}; "
         "a larger --prune_iterations adds more"
     )
-    return True
+
+
+def prepare(args, runs, model, device):
+    """Return the dataset and the percentages to prune, after all checks of unfinished runs.
+
+    With `--overwrite`, the existing results of the runs are then deleted.
+    """
+    check_restorable(args, model)
+    output, operations = inspect_network(args, model)
+    if runs[0].args.sparse_below:
+        check_sparse(args)
+    percents = layer_percents(args, model, output)
+    check_reset(args, model)
+    torch.set_num_threads(utils.pick_threads(args.threads, operations))
+    data = load_data(args, device)
+    state = new_state(args, model)
+    for run in runs:
+        run.record_data(data.digest)
+        run.check_state(state)
+    if args.overwrite:
+        for run in runs:
+            run.clear()
+    print(describe_run(args, model, percents, data, len(runs)), flush=True)
+    return data, percents
 
 
 def experiment(run, data, percents):
@@ -129,16 +158,12 @@ def experiment(run, data, percents):
     state = new_state(args, new_model(args, round_=0, device=data.device))
     with run:
         run.start_or_resume(state)
-        try:
-            if state.round >= run.files.rounds():  # false if a run resumes between two rounds
-                train(args, state, data, run)
-            while state.round + 1 < args.prune_iterations:
-                masks = next_masks(run, state, data, percents)
-                reset(args, state, masks)
-                train(args, state, data, run)
-        except BrokenPipeError:  # from printing, which happens between iterations only
-            run.checkpoint(state, now=True)
-            raise
+        if not run.round_is_finished():  # it is if the run resumes between two rounds
+            train(args, state, data, run)
+        while state.round + 1 < args.prune_iterations:
+            masks = next_masks(run, state, data, percents)
+            reset(args, state, masks)
+            train(args, state, data, run)
 
 
 def train(args, state, data, run):
@@ -156,17 +181,18 @@ def train(args, state, data, run):
             # A step does not wait for the device. What follows does, if there is anything to do.
             if state.round == 0 and state.iteration == args.rewind_iter:
                 utils.restore(state.initial, state.model.state_dict())
+                utils.restore(state.start, state.initial)  # where later rounds start, too
                 utils.save_checkpoint(run.files.initial, state.initial)
             if row_due(args, state.iteration, steps, end):
                 row = log.add(measure(args, state, data, steps, end))
                 if row is utils.best(state.rows[-1]):
                     utils.restore(state.best, state.model.state_dict())
             log.step()
-            run.checkpoint(state, now=state.iteration == end)
-        utils.save_round(run, state, log)
+            run.checkpoint(now=state.iteration == end)
+        utils.save_round(run, log)
     make_dense(state)
     combine_plots.draw_run(run.files)
-    run.checkpoint(state)  # a signal may have arrived since
+    run.checkpoint()  # a signal may have arrived since
 
 
 def first_iteration(args, state):
@@ -286,7 +312,7 @@ def next_masks(run, state, data, percents):
     else:
         scores = score_weights(run, state, data)
         masks = prune(scores, state.masks, percents, args.prune_scope)
-    if utils.PRUNE_TYPES[args.prune_type].random_masks:
+    if args.prune_type == "random":
         seed_torch(args.seed, next_round, 0)
         masks = random_masks(masks, state.masks)
     return masks
@@ -312,74 +338,27 @@ def random_masks(masks, current):
     return chosen
 
 
+@torch.no_grad()
 def reset(args, state, masks):
-    """Start the next round with these masks: reset the network and the optimizer."""
+    """Start the next round with these masks: reset the network and the optimizer.
+
+    Raises utils.BadInput if the prune type's function returns something.
+    """
     state.round += 1
     state.iteration = first_iteration(args, state)
     state.seconds = 0.0
     state.rows.append([])
     utils.restore(state.masks, masks)
-    reset_model(args, state, state.model)
+    seed_torch(args.seed, state.round, 0)
+    if PRUNE_TYPES[args.prune_type].reset(args, state) is not None:
+        raise utils.BadInput(
+            f"the function of --prune_type={args.prune_type} returns something, which nothing "
+            "uses: let it change state.model in place and return None"
+        )
+    apply_masks(state.model, state.masks)
+    utils.restore(state.start, state.model.state_dict())
     utils.restore(state.optimizer_state, new_optimizer_state(args, state.model))
     state.loss.zero_()
-
-
-def reset_model(args, state, model):
-    """Reset the survivors to what the state's round starts with, which utils.PRUNE_TYPES says.
-
-    Everything else that the network holds is reset as well, unless it keeps its trained weights.
-    """
-    kind = utils.PRUNE_TYPES[args.prune_type]
-    if kind.network == "initial":
-        model.load_state_dict(state.initial)
-    elif kind.network == "new":
-        model.load_state_dict(new_model(args, state.round).state_dict())
-    if kind.weights and state.round:  # the first round trains the initial weights
-        replace_weights(args, state, model, kind)
-    apply_masks(model, state.masks)
-
-
-@torch.no_grad()
-def replace_weights(args, state, model, kind):
-    """Replace the initial weights, which the network holds, as a utils.PruneType says.
-
-    In each layer, survivors become their initial values in random order ("shuffled"), the standard
-    deviation of all initial weights with random signs ("constant"), or the weights that reinit
-    draws ("new"). If `kind` is signed, each keeps the sign of its initial value.
-
-    H. Zhou, J. Lan, R. Liu and J. Yosinski, "Deconstructing Lottery Tickets: Zeros, Signs, and the
-    Supermask", NeurIPS 2019, which calls these "mask-1 actions".
-    """
-    if kind.weights == "new":
-        drawn = prunable(new_model(args, state.round))
-    seed_torch(args.seed, state.round, 0)
-    for name, weight in prunable(model).items():
-        initial = weight.cpu()  # draws on the CPU are the same for every device
-        if kind.weights == "new":
-            values = drawn[name]
-        elif kind.weights == "constant":
-            signs = 1 - 2 * torch.randint(2, initial.shape)
-            values = initial.std(correction=0) * signs
-        else:
-            values = shuffle(initial, state.masks[name].cpu(), kind.signed)
-        if kind.signed:
-            values = values.abs() * initial.sign()
-        weight.copy_(values)
-
-
-def shuffle(weights, mask, signed):
-    """Return a copy of a layer's weights in which the survivors have changed places at random.
-
-    If `signed`, positive and negative ones change places only among themselves.
-    """
-    groups = [mask]
-    if signed:
-        groups = [mask & (weights > 0), mask & (weights < 0)]
-    shuffled = weights.clone()
-    for group in groups:
-        values = weights[group]
-        shuffled[group] = values[torch.randperm(len(values))]
-    return shuffled
 
 
 @torch.no_grad()
@@ -389,7 +368,130 @@ def apply_masks(model, masks):
         weight.masked_fill_(~masks[name], 0)
 
 
+def check_reset(args, model):
+    """Raise utils.BadInput if the prune type's function does more than change the network."""
+    state = new_state(args, copy.deepcopy(model))
+    reset(args, state, dense_masks(model))
+    for name, tensor in model.state_dict().items():
+        if not torch.equal(state.initial[name], tensor):
+            raise utils.BadInput(
+                f"the function of --prune_type={args.prune_type} changes {name} in state.initial, "
+                "which later rounds need: let it change state.model only"
+            )
+
+
+# ---- Prune types ---------------------------------------------------------------------------------
+
+# A reset(args, state) changes the trained network, state.model, into that of the next round. Then
+# state.masks are applied. Torch is seeded; draws on the CPU are the same for every device.
+
+
+def lt(args, state):
+    """Reset the whole network to its initial state (Frankle & Carbin, ICLR 2019)."""
+    state.model.load_state_dict(state.initial)
+
+
+def reinit(args, state):
+    """Draw a new initial state of the whole network (Frankle & Carbin, ICLR 2019)."""
+    state.model.load_state_dict(new_model(args, state.round).state_dict())
+
+
+def shuffle(args, state):
+    """Let the initial values of each layer's survivors change places at random.
+
+    H. Zhou, J. Lan, R. Liu and J. Yosinski, "Deconstructing Lottery Tickets: Zeros, Signs, and the
+    Supermask", NeurIPS 2019, which calls this and the next four "mask-1 actions".
+    """
+    lt(args, state)
+    for name, weight in prunable(state.model).items():
+        permute(weight, state.masks[name])
+
+
+def constant(args, state):
+    """Set each weight to + or - the standard deviation of its layer's initial weights."""
+    lt(args, state)
+    for weight in prunable(state.model).values():
+        signs = 1 - 2 * torch.randint(2, weight.shape)
+        weight.copy_(weight.std(correction=0) * signs.to(weight.device))
+
+
+def signed_reinit(args, state):
+    """Give each weight the magnitude that reinit draws, and its initial sign."""
+    drawn = new_model(args, state.round, state.loss.device).state_dict()
+    lt(args, state)
+    for name, weight in prunable(state.model).items():
+        weight.copy_(drawn[name].abs() * weight.sign())
+
+
+def signed_shuffle(args, state):
+    """Let each layer's positive survivors change places, and its negative ones."""
+    lt(args, state)
+    for name, weight in prunable(state.model).items():
+        permute(weight, state.masks[name] & (weight > 0))
+        permute(weight, state.masks[name] & (weight < 0))
+
+
+def signed_constant(args, state):
+    """Set each weight to the standard deviation of its layer, with its initial sign."""
+    lt(args, state)
+    for weight in prunable(state.model).values():
+        weight.copy_(weight.std(correction=0) * weight.sign())
+
+
+def lr_rewind(args, state):
+    """Keep the trained network, so that only the learning-rate schedule starts again.
+
+    A. Renda, J. Frankle and M. Carbin, "Comparing Rewinding and Fine-tuning in Neural Network
+    Pruning", ICLR 2020, which is also the source of `finetune`.
+    """
+
+
+def permute(weight, chosen):
+    """Let the chosen weights of a layer change places at random; `chosen` is a bool tensor."""
+    values = weight[chosen]
+    weight[chosen] = values[torch.randperm(len(values))]
+
+
+class PruneType(NamedTuple):
+    """What the network becomes between two rounds."""
+
+    meaning: str  # of the survivors, for the help
+    reset: Callable
+
+
+PRUNE_TYPES = {
+    "lt": PruneType("their initial weights", lt),
+    "reinit": PruneType("new random weights", reinit),
+    "random": PruneType("as lt, but the survivors are chosen at random", lt),  # in next_masks
+    "shuffle": PruneType("their initial weights, permuted in each layer", shuffle),
+    "constant": PruneType("+ or - the standard deviation of the layer's initial weights", constant),
+    "signed_reinit": PruneType("as reinit, with their initial signs", signed_reinit),
+    "signed_shuffle": PruneType("as shuffle, with their initial signs", signed_shuffle),
+    "signed_constant": PruneType("as constant, with their initial signs", signed_constant),
+    "lr_rewind": PruneType("their trained weights", lr_rewind),
+    # Its rate is in learning_rate.
+    "finetune": PruneType("as lr_rewind, at the schedule's last learning rate", lr_rewind),
+}
+
+
+def refused(prune_type):
+    """Return the flags that a prune type does not have, and why: {flag: reason}."""
+    reasons = {}
+    if prune_type == "lt":
+        reasons["masks_from"] = "lt makes the masks for the other prune types"
+    if PRUNE_TYPES[prune_type].reset is not lt:
+        reasons["rewind_iter"] = "only lt and random reset to weights from early in training"
+    return reasons
+
+
 # ---- Criteria ------------------------------------------------------------------------------------
+
+# A score(args, model, initial, masks, data) returns {parameter name: tensor}. Of its arguments,
+# - model is a copy of the network at the end of the round (with --one_shot, of the first round), or
+#   with the weights that lt resets to, as CRITERIA says;
+# - initial is the state dict from which the round started. With --rewind_iter=K, that of the first
+#   round is from iteration K. With --one_shot, it is always that of the first round.
+# Torch is seeded.
 
 
 def score_weights(run, state, data):
@@ -399,18 +501,16 @@ def score_weights(run, state, data):
     """
     args = run.args
     criterion = CRITERIA[args.criterion]
+    weights, initial = state.model.state_dict(), state.start
     if criterion.before_training:
-        model = new_model(args, 0, data.device)
-        model.load_state_dict(state.initial)
-        scores = criterion.score(args, model, state.masks, data)
-    else:
-        final = state.model.state_dict()
-        if args.one_shot:
-            first = run.first_weights(state.model)
-            final = {name: first[name].to(data.device) for name in state.masks}
-            state = dataclasses.replace(state, round=0)
-        initial = initial_weights(args, state) if criterion.uses_initial else {}
-        scores = {name: criterion.score(final[name], initial.get(name)) for name in state.masks}
+        weights = state.initial
+    elif args.one_shot:
+        weights, initial = run.first_weights(state.model), state.initial
+    model = new_model(args, 0, data.device)
+    model.load_state_dict(weights)
+    initial, masks = copy.deepcopy((initial, state.masks))  # a criterion may change what it gets
+    seed_torch(args.seed, state.round, 0, 0)
+    scores = criterion.score(args, model, initial, masks, data)
 
     for name, mask in state.masks.items():
         if not scores[name][mask].isfinite().all():
@@ -422,22 +522,24 @@ def score_weights(run, state, data):
     return scores
 
 
-def initial_weights(args, state):
-    """Return the weights w_i of the criteria, {parameter name: tensor}.
+def elementwise(score):
+    """Make a criterion of a function that scores weights by their values w_f and w_i."""
 
-    They are those that the round started from. With `--rewind_iter`, the first round counts as
-    started from the weights that later rounds are reset to.
-    """
-    model = new_model(args, 0, state.loss.device)
-    reset_model(args, state, model)
-    return model.state_dict()
+    @wraps(score)
+    def criterion(args, model, initial, masks, data):
+        final = model.state_dict()
+        return {name: score(final[name], initial[name]) for name in masks}
+
+    return criterion
 
 
+@elementwise
 def magnitude(final, initial):
     """Score weights by |w_f|, as Frankle & Carbin do ("large final" of Zhou et al., see below)."""
     return final.abs()
 
 
+@elementwise
 def increase(final, initial):
     """Score weights by |w_f| - |w_i|, "magnitude increase".
 
@@ -447,16 +549,19 @@ def increase(final, initial):
     return final.abs() - initial.abs()
 
 
+@elementwise
 def movement(final, initial):
     """Score weights by |w_f - w_i|, "movement"."""
     return (final - initial).abs()
 
 
+@elementwise
 def initial_magnitude(final, initial):
     """Score weights by |w_i|, "large init"."""
     return initial.abs()
 
 
+@elementwise
 def same_sign(final, initial):
     """Score weights by w_f * sign(w_i), "large final, same sign".
 
@@ -465,8 +570,8 @@ def same_sign(final, initial):
     return final * initial.sign()
 
 
-def snip(args, model, masks, data):
-    """Score weights by |w * dL/dw|, where L is the loss of the dense network before training.
+def snip(args, model, initial, masks, data):
+    """Score weights by |w * dL/dw|, where L is the loss of the network.
 
     L is the mean over 100 training examples for each class there is, or fewer if there are not as
     many. The seed chooses them from all classes together. They come in batches of 100.
@@ -486,8 +591,8 @@ def snip(args, model, masks, data):
     return sensitivity(model.train(), losses)
 
 
-def synflow(args, model, masks, data):
-    """Score weights by |w * dR/dw|, where R is the output of the pruned network before training.
+def synflow(args, model, initial, masks, data):
+    """Score weights by |w * dR/dw|, where R is the output of the pruned network.
 
     R is the sum of the outputs for an input of ones. All parameters and buffers are replaced by
     their absolute values.
@@ -522,19 +627,16 @@ class Criterion(NamedTuple):
     """A score of the weights, of which the lowest are pruned."""
 
     formula: str
-    # For a layer, score(w_f, w_i) returns a tensor of the same shape. Before training, it is
-    # score(args, network that lt resets to, masks, data), which returns {parameter name: tensor}.
     score: Callable
-    uses_initial: bool = False  # whether it uses w_i, which is None otherwise
-    before_training: bool = False
+    before_training: bool = False  # whether `model` has the weights that lt resets to
 
 
 CRITERIA = {
     "magnitude": Criterion("|w_f|", magnitude),
-    "increase": Criterion("|w_f| - |w_i|", increase, uses_initial=True),
-    "movement": Criterion("|w_f - w_i|", movement, uses_initial=True),
-    "initial": Criterion("|w_i|", initial_magnitude, uses_initial=True),
-    "same_sign": Criterion("w_f * sign(w_i)", same_sign, uses_initial=True),
+    "increase": Criterion("|w_f| - |w_i|", increase),
+    "movement": Criterion("|w_f - w_i|", movement),
+    "initial": Criterion("|w_i|", initial_magnitude),
+    "same_sign": Criterion("w_f * sign(w_i)", same_sign),
     "snip": Criterion(
         "|w * dL/dw| before training, L: loss of the dense network", snip, before_training=True
     ),
@@ -675,6 +777,7 @@ def iterations(args, examples):
 # ---- Model and state -----------------------------------------------------------------------------
 
 
+@torch.enable_grad()  # an architecture's initialize may need it
 def new_model(args, round_, device="cpu"):
     """Return the network with random weights that depend on the seed and the round.
 
@@ -730,7 +833,7 @@ def check_restorable(args, model):
         )
 
 
-def check_network(args, model):
+def inspect_network(args, model):
     """Run the network once; return its output layer and the operations of a batch's forward pass.
 
     The output layer is the layer that is called last, if it has an output for each class; otherwise
@@ -799,6 +902,7 @@ def new_state(args, model):
         masks=dense_masks(model),
         model=model,
         initial=copy.deepcopy(model.state_dict()),
+        start=copy.deepcopy(model.state_dict()),
         best=copy.deepcopy(model.state_dict()),
         optimizer_state=new_optimizer_state(args, model),
         loss=torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device),
@@ -1010,10 +1114,9 @@ def forward(args, model, data, images):
 def learning_rate(args, round_, iteration):
     """Return the rate after `iteration` iterations: linear warm-up, drops at the milestones.
 
-    After the first round, finetune uses the last rate of this schedule only (A. Renda, J. Frankle
-    and M. Carbin, "Comparing Rewinding and Fine-tuning in Neural Network Pruning", ICLR 2020).
+    After the first round, finetune uses the last rate of this schedule only.
     """
-    if round_ and utils.PRUNE_TYPES[args.prune_type].last_rate:
+    if round_ and args.prune_type == "finetune":
         iteration = math.inf
     rate = args.lr
     if args.warmup_iter:
@@ -1155,7 +1258,7 @@ def describe_run(args, model, percents, data, trials):
         work += f" on {utils.plural(torch.get_num_threads(), 'thread')}"
     network = sum(tensor.nbytes for tensor in model.state_dict().values())
     ticket = 2 * network + total + 1e5  # two state dicts, the masks, figures and logs
-    checkpoint = 5 * network + total
+    checkpoint = 6 * network + total
     size = trials * (rounds * ticket + 2 * checkpoint + network)
     lines = [
         f"{work}, down to {100 * remaining / total:.2f}% of the {total} weights; "
@@ -1176,7 +1279,7 @@ def describe_run(args, model, percents, data, trials):
 def parse_args(argv=None):
     """Return the settings from the command line. Exits with status 2 if they are unusable."""
     argv = sys.argv[1:] if argv is None else argv
-    prune_types = [f"  {name:15}  {kind.meaning}" for name, kind in utils.PRUNE_TYPES.items()]
+    prune_types = [f"  {name:15}  {kind.meaning}" for name, kind in PRUNE_TYPES.items()]
     criteria = [f"  {name:15}  {criterion.formula}" for name, criterion in CRITERIA.items()]
     epilog = [
         "prune types, and what the survivors of a round become:",
@@ -1202,16 +1305,16 @@ def parse_args(argv=None):
         args.masks_from = None
     if args.seed + args.trials > SEEDS:
         parser.error(f"--trials={args.trials} needs seeds beyond {SEEDS - 1}")
-    kind = utils.PRUNE_TYPES[args.prune_type]
-    if kind.last_rate and not args.lr_milestones and args.warmup_iter <= 1:
+    constant_rate = not args.lr_milestones and args.warmup_iter <= 1
+    if args.prune_type == "finetune" and constant_rate:
         parser.error(
-            f"--prune_type={args.prune_type} equals lr_rewind if the learning rate is constant: "
+            "--prune_type=finetune equals lr_rewind if the learning rate is constant: "
             "give --lr_milestones or --warmup_iter"
         )
-    for name, reason in utils.REFUSED.get(args.prune_type, {}).items():
+    for name, reason in refused(args.prune_type).items():
         if getattr(args, name):
             parser.error(f"--{name} is not for --prune_type={args.prune_type}: {reason}")
-    check_criterion(parser, args)
+    check_one_shot(parser, args)
 
     if args.val_size is None:
         args.val_size = archs.facts(args.dataset).VAL_SIZE
@@ -1240,22 +1343,15 @@ def check_architecture(parser, args):
         )
 
 
-def check_criterion(parser, args):
-    """Exit with status 2 if other flags leave no meaning to the criterion or to `--one_shot`."""
-    criterion = CRITERIA[args.criterion]
-    trained = utils.PRUNE_TYPES[args.prune_type].network == "trained"
-    if criterion.uses_initial and trained and not args.masks_from:
-        parser.error(
-            f"--criterion={args.criterion} is not for --prune_type={args.prune_type}, which starts "
-            "rounds from trained weights: add --masks_from=lt to prune as lt does"
-        )
+def check_one_shot(parser, args):
+    """Exit with status 2 if other flags leave no meaning to `--one_shot`."""
     if not args.one_shot:
         return
-    if criterion.before_training:
+    if CRITERIA[args.criterion].before_training:
         parser.error(
             f"--one_shot is not for --criterion={args.criterion}, which uses no trained weights"
         )
-    if trained:
+    if PRUNE_TYPES[args.prune_type].reset is lr_rewind:
         parser.error(
             f"--one_shot is not for --prune_type={args.prune_type}, which starts rounds from "
             "trained weights"
@@ -1280,7 +1376,7 @@ def parse_with_paper(parser, args, argv):
             f"--paper: the file of {args.arch_type} does not define PAPER; "
             f"those of {', '.join(known)} do"
         )
-    if utils.PRUNE_TYPES[args.prune_type].control and not args.one_shot:
+    if args.prune_type in ("reinit", "random") and not args.one_shot:
         flags.append("--masks_from=lt")
     papers = {flag_name(flag): flag for flag in flags}  # a later flag replaces an earlier one
     given = {flag_name(text) for text in argv}
@@ -1315,7 +1411,7 @@ def add_flags(parser):
 
     # fmt: off
     add = parser.add_argument_group("experiment").add_argument
-    add("--prune_type", default="lt", choices=utils.PRUNE_TYPES, metavar="NAME",
+    add("--prune_type", default="lt", choices=PRUNE_TYPES, metavar="NAME",
         help="what the survivors of a round are reset to, see below")
     add("--dataset", default="mnist", choices=archs.datasets(),
         help="digits comes with the code, the others are downloaded")

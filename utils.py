@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,48 +33,6 @@ from tensorboardX.record_writer import RecordWriter
 from torch import distributed, nn
 from tqdm import tqdm
 
-
-class PruneType(NamedTuple):
-    """What a prune type does between two rounds."""
-
-    meaning: str  # what the survivors become
-    network: str = "initial"  # what the whole network becomes: "initial", "new" or "trained"
-    weights: str = ""  # what then replaces the survivors' weights: "new", "shuffled", "constant"
-    signed: bool = False  # whether these have the signs of the initial weights
-    random_masks: bool = False  # whether the survivors are chosen at random
-    last_rate: bool = False  # whether training continues at the schedule's last learning rate
-    control: bool = False  # whether it is a control of the paper's, with the masks of lt
-
-
-PRUNE_TYPES = {
-    "lt": PruneType("their initial weights"),
-    "reinit": PruneType("new random weights", network="new", control=True),
-    "random": PruneType(
-        "as lt, but the survivors are chosen at random", random_masks=True, control=True
-    ),
-    "shuffle": PruneType("their initial weights, permuted in each layer", weights="shuffled"),
-    "constant": PruneType(
-        "+ or - the standard deviation of the layer's initial weights", weights="constant"
-    ),
-    "signed_reinit": PruneType("as reinit, with their initial signs", weights="new", signed=True),
-    "signed_shuffle": PruneType(
-        "as shuffle, with their initial signs", weights="shuffled", signed=True
-    ),
-    "signed_constant": PruneType(
-        "as constant, with their initial signs", weights="constant", signed=True
-    ),
-    "lr_rewind": PruneType("their trained weights", network="trained"),
-    "finetune": PruneType(
-        "as lr_rewind, at the schedule's last learning rate", network="trained", last_rate=True
-    ),
-}
-# Flags that a prune type does not have, and why.
-REFUSED = {
-    name: {"rewind_iter": "only lt and random reset to weights from early in training"}
-    for name, kind in PRUNE_TYPES.items()
-    if kind.network != "initial" or kind.weights
-}
-REFUSED["lt"] = {"masks_from": "lt makes the masks for the other prune types"}
 # The flag whose value a flag takes if it is not given, in the order in which they are set.
 FOLLOWS = {
     "prune_percent_conv": "prune_percent",
@@ -99,8 +56,7 @@ THREADS = torch.get_num_threads()  # OMP_NUM_THREADS, or the available cores
 # Floating-point operations in the forward pass of a batch, from which on more than one thread is
 # worth its risk: docs/speed.md.
 WORK_FOR_THREADS = 1e9
-# Arrays of one value per round. `compression` is written last: its length is the number of
-# finished rounds.
+# Arrays of one value per round.
 ARRAYS = (
     "bestaccuracy",
     "finalaccuracy",
@@ -295,21 +251,19 @@ def pick_threads(threads, work):
     return cores if work >= WORK_FOR_THREADS else 1
 
 
-def report(failures):
-    """Raise Failure if this process had any failures, a list of messages.
+def wait_for_processes():
+    """Wait until torchrun's other processes have trained.
 
-    torchrun stops all processes as soon as one exits with an error, so each waits here until all
-    others have trained.
+    torchrun stops all processes as soon as one exits with an error.
     """
-    if under_torchrun():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would react only after the barrier
-        try:
-            distributed.init_process_group("gloo", timeout=timedelta(days=365))
-            distributed.barrier()
-        except RuntimeError as error:
-            print(f"note: not waiting for torchrun's other processes: {error}", file=sys.stderr)
-    if failures:
-        raise Failure("; ".join(failures))
+    if not under_torchrun():
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would react only after the barrier
+    try:
+        distributed.init_process_group("gloo", timeout=timedelta(days=365))
+        distributed.barrier()
+    except RuntimeError as error:
+        print(f"note: not waiting for torchrun's other processes: {error}", file=sys.stderr)
 
 
 # ---- The state of a run --------------------------------------------------------------------------
@@ -327,6 +281,7 @@ class State:
     masks: dict  # {parameter name: bool tensor}, true if a weight survives
     model: nn.Module
     initial: dict  # the state dict that survivors are reset to
+    start: dict  # the state dict at the start of the round
     best: dict  # the state dict at the round's best validation accuracy
     optimizer_state: dict  # {name: {parameter name: tensor}}; those of sparse layers are sparse
     loss: torch.Tensor  # float64 (), the sum over the epoch's iterations
@@ -404,15 +359,13 @@ def round_summary(rows):
     at_best = best(rows)
     at_early_stop = min(evaluations(rows), key=lambda row: row["val_loss"])
     at_end = rows[-1]
-    # Older versions did not evaluate the untrained ticket.
-    at_start = {} if "train_loss" in rows[0] else rows[0]
     return {
         "bestaccuracy": at_best["test_accuracy"],
         "finalaccuracy": at_end["test_accuracy"],
         "earlystop": at_early_stop["iteration"],
         "earlystopaccuracy": at_early_stop["test_accuracy"],
-        "untrained": at_start.get("test_accuracy", math.nan),
-        "trainaccuracy": at_end.get("train_accuracy", math.nan),
+        "untrained": rows[0]["test_accuracy"],
+        "trainaccuracy": at_end["train_accuracy"],
         "compression": at_end["weights_remaining"],
     }
 
@@ -461,11 +414,14 @@ class Files:
     def figure(self, name):
         return self.plots / f"{self.prune_type}_{name}.png"
 
-    def rounds(self):
-        """Return the number of finished rounds: the length of the array that is written last."""
-        with contextlib.suppress(BadInput):
-            return len(read_array(self.array("compression")))
-        return 0
+    def finished_rounds(self, rows):
+        """Return the number of finished rounds, given the lists of rows of all rounds.
+
+        A round is finished if it has its last row and its ticket, which is written last.
+        """
+        last = len(rows) - 1
+        ended = rows[last] and "train_accuracy" in rows[last][-1]
+        return last + bool(ended and self.ticket(last).exists())
 
     def results(self):
         """Yield the existing results, checkpoints first.
@@ -473,27 +429,39 @@ class Files:
         If deleting them is interrupted, the rest cannot be mistaken for a run to resume.
         """
         yield from filter(Path.exists, (self.checkpoint, self.previous_checkpoint))
-        yield from self.dumps.glob(f"{self.prune_type}_*")
-        yield from self.plots.glob(f"{self.prune_type}_*")
-        # The last star is for temporary files that a kill left.
-        yield from self.saves.glob(f"[0-9]*_model_{self.prune_type}.pth.tar*")
+        paths = [
+            self.initial,
+            self.log,
+            self.settings,
+            self.figure("AccuracyVsWeights"),
+            *map(self.array, ARRAYS),
+            # Of each round:
+            self.ticket("*"),
+            self.figure("LossVsAccuracy_*"),
+            self.array("all_loss_*"),
+            self.array("all_accuracy_*"),
+        ]
+        names = "|".join(re.escape(path.name).replace(r"\*", r"\d+") for path in paths)
+        known = re.compile(rf"({names})(\.tmp)?")  # a kill may leave temporary files
+        for folder in (self.dumps, self.saves, self.plots):
+            for path in folder.glob("*"):
+                if known.fullmatch(path.name) and path.is_file():
+                    yield path
 
 
 def find_results(output_dir):
     """Yield the Files of all runs in a folder that have finished a round, in the order of seeds."""
     for place in sorted(Path(output_dir, "dumps/lt").glob("*/*")):
-        seeds = [0]
+        folders = {0: place}
         for folder in place.glob("seed*"):
             if match := re.fullmatch(r"seed([1-9]\d*)", folder.name):
-                seeds.append(int(match[1]))
-        for seed in sorted(seeds):
+                folders[int(match[1])] = folder
+        for seed in sorted(folders):
             args = argparse.Namespace(
                 output_dir=output_dir, arch_type=place.parent.name, dataset=place.name, seed=seed
             )
-            for prune_type in PRUNE_TYPES:
-                files = Files(args, prune_type)
-                if files.array("compression").exists():
-                    yield files
+            for path in sorted(folders[seed].glob("*_compression.dat")):
+                yield Files(args, path.name.removesuffix("_compression.dat"))
 
 
 def combined_figure(output_dir, name, arch_type, dataset, extension):
@@ -600,14 +568,8 @@ def load_checkpoint(path, types):
 
 
 @contextlib.contextmanager
-def open_runs(trials, model, masks, defaults):
-    """Yield the runs of these trials, locked against other processes, ready to be resumed.
-
-    `model` is the network, `masks` keep all of its weights, and `defaults` are the flags' defaults,
-    {flag: value}. Raises BadInput if another process has a lock, if existing results cannot be
-    resumed, or if the masks of `--masks_from` cannot be used.
-    """
-    runs = [Run(trial, model, defaults) for trial in trials]
+def lock(runs):
+    """Lock runs against other processes. Raises BadInput if another process has a lock."""
     with contextlib.ExitStack() as locks:
         for run in runs:
             try:
@@ -619,29 +581,25 @@ def open_runs(trials, model, masks, defaults):
                 raise BadInput(
                     f"--output_dir={run.args.output_dir} cannot be used: {error}"
                 ) from error
-            if run.args.masks_from:
-                find_masks(run, masks)
-            if not run.args.overwrite:
-                run.saved_path, run.saved = newest_checkpoint(run)
-        yield runs
+        yield
 
 
 class Run:
-    """One trial: its settings, its checkpoints, and the signals that stop it.
+    """One trial: its settings, its state, its checkpoints, and the signals that stop it.
 
     As a context manager, it makes SIGINT and SIGTERM finish the current iteration, save a
-    checkpoint and raise Stopped.
+    checkpoint and raise Stopped. If the reader of the output ends, it saves a checkpoint, too.
     """
 
-    def __init__(self, args, model=None, defaults=None):
+    def __init__(self, args, settings=None, defaults=None, refused=()):
         self.args = args
         self.files = Files(args)
-        self.defaults = defaults or {}
-        # Addresses in a network's text differ from process to process.
-        network = re.sub(r" at 0x[0-9a-f]+", "", str(model))
-        self.settings = vars(args) | {"network": network}  # results of one run agree in these
+        self.settings = settings or {}  # {name: value}; results of one run agree in these
+        self.defaults = defaults or {}  # {flag: value}
+        self.refused = list(refused)  # the flags that the run does not have
         self.saved_path = None  # of the checkpoint to resume from
         self.saved = None  # its content
+        self.state = None  # until it is started or resumed
         self.save_time = time.monotonic()
         self.stop = None  # the number of the signal that arrived
         self.handlers = {}  # the signals' previous handlers, {number: handler}
@@ -651,23 +609,34 @@ class Run:
             self.handlers[number] = signal.signal(number, self._stop)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, *_):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+        if kind is BrokenPipeError and self.state:  # from printing, between two iterations
+            self.checkpoint(now=True)
 
     def _stop(self, number, frame):
         self.stop = number
         signal.signal(number, self.handlers[number])  # a second signal takes effect at once
 
+    def find_checkpoint(self):
+        """Find the checkpoint to resume from. Raises BadInput if there is none that can be used."""
+        self.saved_path, self.saved = newest_checkpoint(self)
+
     def finished_rounds(self):
         """Return the number of finished rounds that the checkpoint has."""
         if self.saved is None:
             return 0
-        rounds = self.saved["state"].get("round", 0)  # check() refuses other versions' states
-        # The arrays may be newer than the previous checkpoint, but not than the newest one.
-        if self.saved_path == self.files.checkpoint and self.files.rounds() > rounds:
-            rounds += 1
-        return rounds
+        # check_state refuses the states of other versions.
+        return self.files.finished_rounds(self.saved["state"].get("rows") or [[]])
+
+    def is_finished(self):
+        """Return whether the checkpoint has all rounds."""
+        return self.finished_rounds() >= self.args.prune_iterations
+
+    def round_is_finished(self):
+        """Return whether the state's round is finished."""
+        return self.files.finished_rounds(self.state.rows) > self.state.round
 
     def write_results(self):
         """Write the log and the arrays of finished rounds from the checkpoint's rows."""
@@ -677,26 +646,30 @@ class Run:
         write(self.files.log, lambda file: file.writelines(lines))
         write_arrays(self.files, rounds[: self.finished_rounds()])
 
-    def check(self, digest, state):
-        """Raise BadInput if the checkpoint or the masks of another run cannot be used.
+    def record_data(self, digest):
+        """Record what identifies the data as a setting.
 
-        `digest` identifies the data, and `state` is that of a new run.
+        Raises BadInput if the checkpoint, or the masks of another run, are of other data.
         """
         self.settings["data"] = digest
         if self.saved:
             self.check_settings(self.saved["args"])
-            if not same_structure(vars(state), self.saved["state"]):
-                raise BadInput(
-                    f"the checkpoint in {self.files.saves} is of another network or version. "
-                    f"{START_OVER}"
-                )
-            if self.args.one_shot and self.saved["state"]["round"]:
-                self.first_weights(state.model)
-        if self.args.masks_from:
-            ticket = read_ticket(self, 0, state.masks)  # again: its data can be compared now
-            if not self.saved:
-                subject = f"{self.args.masks_from} in {self.files.dumps} was made before changes"
-                note_changes(subject, ticket.get("made_by", {}), provenance())
+        source = self.settings.get("masks_from_settings", self.settings)
+        if source["data"] != digest:
+            path = Files(self.args, self.args.masks_from).ticket(0)
+            raise bad_masks(self, f"{path} was made with other data")
+
+    def check_state(self, state):
+        """Raise BadInput if the checkpoint cannot be restored into a new run's `state`."""
+        if self.saved is None:
+            return
+        if not same_structure(vars(state), self.saved["state"]):
+            raise BadInput(
+                f"the checkpoint in {self.files.saves} is of another network or version. "
+                f"{START_OVER}"
+            )
+        if self.args.one_shot and self.saved["state"]["round"]:
+            self.first_weights(state.model)
 
     def first_weights(self, model):
         """Return the state dict at the end of round 0, from its ticket.
@@ -729,7 +702,7 @@ class Run:
             path.unlink()
 
     def start_or_resume(self, state):
-        """Save the new run's `state`, or restore the checkpoint into it."""
+        """Save the new run's `state`, or restore the checkpoint into it; note what has changed."""
         if self.saved:
             restore(vars(state), self.saved["state"])
             subject = f"{self.files.dumps} resumes with changes"
@@ -739,18 +712,24 @@ class Run:
             if self.saved_path == self.files.previous_checkpoint:
                 # The newest one is damaged. It must not replace the previous one.
                 self.files.checkpoint.unlink(missing_ok=True)
-        else:
+        elif self.args.masks_from:
+            made_by = read_ticket(self, 0, state.masks)["made_by"]
+            subject = f"{self.args.masks_from} in {self.files.dumps} was made before changes"
+            note_changes(subject, made_by, provenance())
+        self.state = state
+        if self.saved is None:
             self.clear()
-            self.checkpoint(state, now=True)
+            self.checkpoint(now=True)
         self.saved = None
         save_checkpoint(self.files.initial, state.initial)
-        write_settings(self, state.loss.device)
+        write_settings(self)
 
-    def checkpoint(self, state, now=False):
+    def checkpoint(self, now=False):
         """Save the state if CHECKPOINT_SECONDS have passed, or `now`.
 
         Raises Stopped if a signal has arrived.
         """
+        state = self.state
         if now or self.stop or time.monotonic() > self.save_time + CHECKPOINT_SECONDS:
             made_by = provenance() | machine(self.args, state.loss.device)
             content = {"state": vars(state), "args": self.settings, "made_by": made_by}
@@ -856,16 +835,17 @@ def machine(args, device):
     }
 
 
-def write_settings(run, device):
+def write_settings(run):
     """Write how the run was made, for people and for combine_plots.py."""
     start = datetime.now().astimezone().isoformat(timespec="seconds")
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         start = json.loads(run.files.settings.read_text())["start"]  # of a resumed run
     content = {
         "settings": run.settings,
+        "refused": run.refused,
         "defaults": run.defaults,
         "made_by": provenance(),
-        **machine(run.args, device),
+        **machine(run.args, run.state.loss.device),
         "start": start,
     }
     write(run.files.settings, lambda file: file.write(json.dumps(content, indent=1).encode()))
@@ -874,8 +854,8 @@ def write_settings(run, device):
 # ---- Masks of other runs -------------------------------------------------------------------------
 
 
-def find_masks(run, masks):
-    """Record the settings of the run that `--masks_from` names, and checksums of all its masks.
+def source_of_masks(run, masks):
+    """Return the settings of the run that `--masks_from` names, and checksums of all its masks.
 
     `masks` keep all weights. Raises BadInput if a round is missing or cannot be used.
     """
@@ -889,14 +869,13 @@ def find_masks(run, masks):
     for name, value in ticket["args"].items():
         if name not in MAY_CHANGE_ON_RESUME and name != "seed":
             source[name] = value
-    run.settings["masks_from_settings"] = source
-    run.settings["masks_from_checksums"] = checksums
+    return {"masks_from_settings": source, "masks_from_checksums": checksums}
 
 
 def read_masks(run, round_, masks):
     """Return the masks of the run that `--masks_from` names in a round.
 
-    Raises BadInput if they are not those that find_masks found, or cannot be used.
+    Raises BadInput if they are not those that source_of_masks found, or cannot be used.
     """
     found = read_ticket(run, round_, masks)["masks"]
     if checksum(found.values()) != run.settings["masks_from_checksums"][round_]:
@@ -916,7 +895,7 @@ def read_ticket(run, round_, masks):
     path = Files(run.args, source).ticket(round_)
     free = {"prune_type", "masks_from", "rewind_iter"}
     try:
-        ticket = load_checkpoint(path, {"masks": dict, "args": dict})
+        ticket = load_checkpoint(path, {"masks": dict, "args": dict, "made_by": dict})
         if not same_structure(masks, ticket["masks"]):
             raise BadInput(f"{path} has the masks of another network")
         if other := difference(run.settings, ticket["args"], run.defaults, free):
@@ -924,11 +903,17 @@ def read_ticket(run, round_, masks):
         if any((ticket["masks"][name] & ~masks[name].cpu()).any() for name in masks):
             raise BadInput(f"{path} keeps weights that an earlier round has pruned")
     except BadInput as error:
-        raise BadInput(
-            f"--masks_from={source}: {error}. First run the same command with "
-            f"--prune_type={source}, and with --overwrite if it has finished"
-        ) from error
+        raise bad_masks(run, error) from error
     return ticket
+
+
+def bad_masks(run, problem):
+    """Return the error that the masks of another run cannot be used."""
+    source = run.args.masks_from
+    return BadInput(
+        f"--masks_from={source}: {problem}. First run the same command with "
+        f"--prune_type={source}, and with --overwrite if it has finished"
+    )
 
 
 # ---- The log of a round --------------------------------------------------------------------------
@@ -1062,12 +1047,16 @@ def round_header(args, state, remaining):
     return header
 
 
-def save_round(run, state, log):
-    """Write a finished round's ticket, its page in TensorBoard, and the arrays."""
+def save_round(run, log):
+    """Write a finished round's page in TensorBoard, the arrays and the ticket."""
+    state = run.state
     log.bar.close()
     rows = state.rows[-1]
     values = round_summary(rows)
 
+    log.add_summaries(state.round, ticket_page(state, values))
+    sync(log.events.flush)
+    write_arrays(run.files, state.rows, start=state.round)
     ticket = {
         "model": state.best,
         "final": state.model,
@@ -1078,10 +1067,8 @@ def save_round(run, state, log):
         "args": run.settings,
         "made_by": provenance(),
     }
+    # Last, because with it, the round is finished.
     save_checkpoint(run.files.ticket(state.round), ticket)
-    log.add_summaries(state.round, ticket_page(state, values))
-    sync(log.events.flush)
-    write_arrays(run.files, state.rows, start=state.round)
 
     at_best = best(rows)
     place = f"epoch {at_best['epoch']}"

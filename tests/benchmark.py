@@ -117,7 +117,7 @@ def settings(case):
 def operations(case):
     """Return the floating-point operations of a batch's forward pass."""
     args = settings(case)
-    _, count = main.check_network(args, main.new_model(args, round_=0))
+    _, count = main.inspect_network(args, main.new_model(args, round_=0))
     return count
 
 

@@ -92,6 +92,12 @@ def stop_after(monkeypatch):
     return run
 
 
+def finished_rounds(args):
+    """Return the number of rounds in a run's arrays."""
+    path = utils.Files(args).array("compression")
+    return len(np.load(path)) if path.exists() else 0
+
+
 def losses_of(args):
     """Return the training losses of all epochs of a run, an array."""
     rounds = range(args.prune_iterations)
@@ -213,6 +219,28 @@ def ticket(args, round_, kind=None):
 def log_rows(args):
     """Return the rows of a run's log."""
     return [json.loads(line) for line in utils.Files(args).log.read_text().splitlines()]
+
+
+def grouped(names, scope):
+    """Return the names of the layers whose weights are compared with each other, as lists."""
+    return [list(names)] if scope == "global" else [[name] for name in names]
+
+
+def check_masks(scores, before, after, scope, tolerance=0.0):
+    """Assert that exactly 20% of the survivors are pruned, those of the lowest scores.
+
+    `scores` are NumPy arrays, the masks before and after it tensors, by layer. If the scores were
+    computed in another way, they may be in another order within a tolerance.
+    """
+    for group in grouped(scores, scope):
+        score = np.concatenate([scores[name].ravel() for name in group])
+        old, new = (
+            torch.cat([masks[name].flatten() for name in group]).numpy()
+            for masks in (before, after)
+        )
+        assert not (new & ~old).any(), "a pruned weight was revived"
+        assert new.sum() == old.sum() - round(0.2 * old.sum())
+        assert score[old & ~new].max() <= score[new].min() + tolerance
 
 
 def check_training(args, starts, optimizer, iterations, rate):

@@ -484,7 +484,13 @@ def record(folder, kind, **settings):
         "rewind_iter": 0,
         "prune_iterations": 35,
     }
-    content = {"settings": defaults | settings, "defaults": defaults | {"momentum": 0.9}}
+    if "momentum" in settings:  # a flag that was added later
+        defaults["momentum"] = 0.9
+    content = {
+        "settings": defaults | settings,
+        "refused": [*main.refused(kind)],
+        "defaults": defaults,
+    }
     (folder / f"{kind}_settings.json").write_text(json.dumps(content))
 
 
@@ -940,7 +946,7 @@ def test_a_dozen_curves_look_different(tmp_path):
 
 
 def test_all_prune_types_look_different():
-    styles = combine_plots.styles(utils.PRUNE_TYPES)
+    styles = combine_plots.styles(main.PRUNE_TYPES)
     assert len({colour for colour, _, _ in styles.values()}) == 10
     assert len({marker for _, marker, _ in styles.values()}) == 10
 

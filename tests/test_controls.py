@@ -16,6 +16,7 @@ import main
 import utils
 from conftest import (
     command,
+    finished_rounds,
     log_rows,
     small_data,
     small_network,
@@ -245,7 +246,7 @@ def test_masks_of_a_replaced_run_are_refused(harm, message, finished, pair, monk
         main.main(reinit)
     else:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(main, "reset", interrupt)
+            patch.setattr(main, "next_masks", interrupt)
             main.main(reinit)
     before = arrays(reinit)
     if harm == "settings":
@@ -282,7 +283,7 @@ def test_masks_that_change_during_a_run_are_refused(kind, round_, pair, monkeypa
     monkeypatch.setattr(main, "train", change_after_training)
     with pytest.raises(utils.BadInput, match=r"masks of lt have changed since this run started\."):
         main.main(other)
-    assert utils.Files(other).rounds() == round_
+    assert finished_rounds(other) == round_
 
 
 def test_masks_that_are_not_nested_are_refused(pair, monkeypatch):
@@ -305,20 +306,6 @@ def test_more_rounds_use_more_masks(pair, tmp_path):
     assert arrays(pair()[1]) == arrays(args)
     assert len(ticket(args, 0)["args"]["masks_from_checksums"]) == 4
     main.main(pair(reinit={"prune_iterations": 2})[1])
-
-
-def test_results_of_an_older_version_are_resumed(pair):
-    lt, reinit = pair()
-    main.main(lt)
-    main.main(pair(reinit={"prune_iterations": 2})[1])
-    path = utils.Files(reinit).checkpoint
-    saved = torch.load(path, weights_only=True)
-    for name in ("masks_from_settings", "masks_from_checksums"):
-        del saved["args"][name]
-    torch.save(saved, path)
-    main.main(reinit)
-    assert utils.Files(reinit).rounds() == 3
-    assert len(torch.load(path, weights_only=True)["args"]["masks_from_checksums"]) == 3
 
 
 def test_curves_with_the_masks_of_different_runs_are_told_apart(pair):
@@ -389,7 +376,7 @@ def test_the_papers_rates_give_the_papers_percentages(arch_type, flags, expected
         masks = main.prune(
             main.prunable(model),
             masks,
-            main.layer_percents(args, model, main.check_network(args, model)[0]),
+            main.layer_percents(args, model, main.inspect_network(args, model)[0]),
             args.prune_scope,
         )
         if prunings in expected:
@@ -406,7 +393,7 @@ def test_each_type_of_layer_has_its_rate(arch_type):
     model = archs.build("cifar10", arch_type)
     modules, found = (
         dict(model.named_modules()),
-        main.layer_percents(args, model, main.check_network(args, model)[0]),
+        main.layer_percents(args, model, main.inspect_network(args, model)[0]),
     )
     *others, output = found
     assert modules[output.removesuffix(".weight")].out_features == 10
@@ -793,7 +780,7 @@ def test_epochs_that_are_given_override_papers_iterations(capsys):
     assert not any(flag.startswith("--max_iter") for flag in flags)
 
 
-@pytest.mark.parametrize("kind", utils.PRUNE_TYPES)
+@pytest.mark.parametrize("kind", main.PRUNE_TYPES)
 def test_papers_controls_have_the_masks_of_lt(kind, capsys):
     args, _ = parse_paper(capsys, "--arch_type=vgg19", f"--prune_type={kind}")
     assert args.masks_from == ("lt" if kind in ("reinit", "random") else None)

@@ -16,7 +16,7 @@ from conftest import arrays, check_training, log_rows, same, small_network, tick
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-REPLACED = [name for name, kind in utils.PRUNE_TYPES.items() if kind.weights]
+REPLACED = ["shuffle", "constant", "signed_reinit", "signed_shuffle", "signed_constant"]
 KEPT = ["lr_rewind", "finetune"]
 STILL = {"lr": 1e-12, "lr_milestones": "30"}  # a schedule, but no weight changes by more than 1e-9
 
@@ -117,7 +117,7 @@ def scheduled(iteration):
     return 0.02 * (warmup if iteration < 15 else 0.2 if iteration < 25 else 0.04)
 
 
-@pytest.mark.parametrize("kind", utils.PRUNE_TYPES)
+@pytest.mark.parametrize("kind", main.PRUNE_TYPES)
 def test_every_round_has_the_whole_schedule_but_finetune_only_its_end(
     kind, small_args, starts, monkeypatch
 ):
@@ -139,7 +139,7 @@ def test_finetune_after_a_warmup_has_its_last_rate(small_args):
     assert {main.learning_rate(args, 1, iteration) for iteration in range(40)} == {1.2e-3}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in utils.PRUNE_TYPES if kind != "lt"])
+@pytest.mark.parametrize("kind", [kind for kind in main.PRUNE_TYPES if kind != "lt"])
 def test_every_other_prune_type_may_have_the_masks_of_lt(kind, small_args, starts):
     flags = {"lr_milestones": "15", "end_iter": 1}
     main.main(small_args(**flags))
@@ -167,6 +167,65 @@ def test_trials_and_resuming_give_the_same_bytes(kind, small_args, tmp_path):
     assert one == other
     assert len(one) == 13
     assert one != arrays(small_args(**flags, seed=1))
+
+
+# Prune types of one's own
+
+
+def add_prune_type(reset, monkeypatch):
+    table = main.PRUNE_TYPES | {"mine": main.PruneType("mine", reset)}
+    monkeypatch.setattr(main, "PRUNE_TYPES", table)
+
+
+def test_a_reset_that_returns_something_is_refused_before_training(small_args, monkeypatch):
+    """Nothing would use what it returns, so that the trained weights would be kept."""
+    add_prune_type(lambda args, state: {"1.weight": torch.zeros(300, 784)}, monkeypatch)
+    monkeypatch.setattr(main, "train", None)
+    with pytest.raises(utils.BadInput, match="--prune_type=mine returns something"):
+        main.main(small_args(prune_type="mine"))
+
+
+def test_a_reset_that_changes_the_initial_weights_is_refused_before_training(
+    small_args, monkeypatch
+):
+    def reset(args, state):
+        state.initial["3.bias"].add_(1)
+
+    add_prune_type(reset, monkeypatch)
+    monkeypatch.setattr(main, "train", None)
+    with pytest.raises(
+        utils.BadInput, match=r"--prune_type=mine changes 3\.bias in state\.initial"
+    ):
+        main.main(small_args(prune_type="mine"))
+
+
+def test_a_reset_draws_the_same_after_resuming_and_has_gradients_only_for_initialize(
+    small_args, starts, tmp_path, monkeypatch
+):
+    modes = []
+
+    def initialize(model):
+        modes.append(torch.is_grad_enabled())
+        main.glorot(model)
+
+    def reset(args, state):
+        modes.append(torch.is_grad_enabled())
+        main.reinit(args, state)
+        state.model[5].weight.copy_(torch.rand(10, 100))
+
+    monkeypatch.setattr(archs, "initializer", lambda *_: initialize)
+    main.main(small_args())
+    assert modes
+    assert all(modes)
+    modes.clear()
+    starts.clear()
+    add_prune_type(reset, monkeypatch)
+    main.main(small_args(prune_type="mine"))
+    assert modes.count(False) == 3  # the check and two resets
+    for rounds in (2, 3):
+        torch.rand(rounds)
+        main.main(small_args(prune_type="mine", prune_iterations=rounds, output_dir=tmp_path))
+    assert same([*map(list, starts[:3])], [*map(list, starts[3:])])
 
 
 # The untrained ticket
@@ -260,24 +319,6 @@ def test_the_untrained_ticket_is_evaluated_once_even_if_the_run_resumes(
     main.main(args)
     resumed = log_rows(args)
     assert [row | {"seconds": 0} for row in resumed] == [row | {"seconds": 0} for row in whole]
-
-
-def test_rounds_of_older_versions_have_no_value(small_args):
-    rows = [
-        {
-            "round": 0,
-            "epoch": 1,
-            "iteration": 20,
-            "weights_remaining": 100.0,
-            "train_loss": 1.0,
-            "val_loss": 1.0,
-            "val_accuracy": 50.0,
-            "test_accuracy": 60.0,
-        }
-    ]
-    values = utils.round_summary(rows)
-    assert np.isnan([values.pop("untrained"), values.pop("trainaccuracy")]).all()
-    assert np.isfinite([*values.values()]).all()
 
 
 # Training accuracy

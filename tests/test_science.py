@@ -625,7 +625,7 @@ def test_the_output_layer_is_the_one_called_last(head_first, output, small_args,
     sizes = ((784, 10), (784, 784)) if head_first else ((784, 784), (784, 10))
     model = Swapped(nn.Linear(*sizes[0]), nn.Flatten(), nn.Linear(*sizes[1]))
     args = small_args(prune_percent_output=5)
-    found = main.layer_percents(args, model, main.check_network(args, model)[0])
+    found = main.layer_percents(args, model, main.inspect_network(args, model)[0])
     assert found == {name: 5 if name == output else 20 for name in ("0.weight", "2.weight")}
 
 
@@ -669,7 +669,7 @@ def test_an_output_layer_that_is_not_called_is_pruned_as_all_others(small_args, 
 def test_a_convolution_may_be_the_output_layer(small_args):
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 10, 26), nn.Flatten())
     args = small_args(prune_percent_conv=15, prune_percent_output=5)
-    output, _ = main.check_network(args, model)
+    output, _ = main.inspect_network(args, model)
     assert main.layer_percents(args, model, output) == {"0.weight": 15, "1.weight": 5}
 
 

@@ -16,7 +16,7 @@ import archs
 import main
 import utils
 from archs.sparse import SparseLinear, densify, sparsify
-from conftest import losses_of, same, ticket, trial_data
+from conftest import finished_rounds, losses_of, same, ticket, trial_data
 
 
 def pair(mask, bias=True, dtype=torch.float64, contiguous=True):
@@ -411,7 +411,7 @@ def mlp(*_):
 
 
 KINDS = {
-    **{name: {"prune_type": name} for name in utils.PRUNE_TYPES},
+    **{name: {"prune_type": name} for name in main.PRUNE_TYPES},
     **{name: {"criterion": name} for name in main.CRITERIA},
     "one_shot": {"one_shot": True},
     "augment": {"augment": True},
@@ -491,10 +491,10 @@ def test_layers_become_sparse_where_it_was_measured(flags, mkl, expected, small_
 def test_on_a_gpu_all_layers_stay_dense(small_args, monkeypatch):
     found = []
     monkeypatch.setattr(main, "pick_device", lambda _: torch.device("cuda", 0))
-    monkeypatch.setattr(utils, "open_runs", lambda trials, *_: found.extend(trials))
-    with pytest.raises(TypeError):  # nothing is opened
+    monkeypatch.setattr(utils, "lock", found.extend)
+    with pytest.raises(TypeError):  # nothing is locked
         main.main(small_args(sparse_below=90, trials=2))
-    assert [trial.sparse_below for trial in found] == [0, 0]
+    assert [run.args.sparse_below for run in found] == [0, 0]
 
 
 class Merging(nn.Module):
@@ -532,7 +532,7 @@ def test_a_network_that_needs_dense_layers_is_refused_before_training(
         main.main(small_args())
     args = small_args(prune_iterations=1, end_iter=1, sparse_below=0)
     main.main(args)
-    assert utils.Files(args).rounds() == 1
+    assert finished_rounds(args) == 1
 
 
 def test_only_dense_layers_are_masked_and_only_survivors_are_updated(small_args):

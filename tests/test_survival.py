@@ -28,7 +28,7 @@ import archs
 import combine_plots
 import main
 import utils
-from conftest import ROOT, Mark, arrays, command, same
+from conftest import ROOT, Mark, arrays, command, finished_rounds, same
 
 FLAGS = ("--dataset=digits", "--gpu=cpu", "--prune_percent=20")
 
@@ -69,7 +69,7 @@ def contents(args):
 def test_a_finished_run_needs_neither_data_nor_training(small_args, capsys, monkeypatch):
     run(small_args())
     before = contents(small_args())
-    for name in ("load_data", "check_network", "train"):
+    for name in ("load_data", "inspect_network", "train"):
         monkeypatch.setattr(main, name, None)
     run(small_args())
     run(small_args(prune_iterations=2))
@@ -140,6 +140,49 @@ def test_overwriting_starts_over_and_spares_other_runs(small_args):
     assert len((dumps / "lt_log.jsonl").read_text().splitlines()) == 3
     assert (dumps / "reinit_all_loss_0.dat").exists()
     assert (dumps / "seed3" / "lt_all_loss_0.dat").exists()
+
+
+# Files that a run of lt does not write.
+OF_OTHERS = [
+    "dumps/lt/fc1/digits/lt_late_compression.dat",
+    "dumps/lt/fc1/digits/lt_late_all_loss_0.dat",
+    "dumps/lt/fc1/digits/lt_notes.txt",
+    "dumps/lt/fc1/digits/lt_all_loss_mean.dat",
+    "dumps/lt/fc1/digits/lt_log.jsonl.bak",
+    "dumps/lt/fc1/digits/lt_thoughts/lt_log.jsonl",
+    "plots/lt/fc1/digits/lt_late_AccuracyVsWeights.png",
+    "plots/lt/fc1/digits/lt_slide.png",
+    "saves/fc1/digits/0_model_lt_late.pth.tar",
+    "saves/fc1/digits/0_model_lt.pth.tar.old",
+    "saves/fc1/digits/best_model_lt.pth.tar",
+]
+
+
+def test_files_of_others_are_neither_results_nor_deleted(small_args):
+    """Even if their names begin alike."""
+    args = small_args(prune_iterations=2, end_iter=1)
+    others = [Path(args.output_dir, name) for name in OF_OTHERS]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("precious")
+    run(args)
+    run(args, overwrite=True, prune_iterations=1)
+    for path in others:
+        assert path.read_text() == "precious"
+
+
+def test_overwriting_deletes_all_that_a_run_wrote(small_args, monkeypatch):
+    """Also temporary files that a kill left."""
+    args = small_args(prune_iterations=2, end_iter=1)
+    run(args)
+    found = utils.Files(args)
+    written = contents(args)
+    for path in [*found.dumps.iterdir(), *found.plots.iterdir(), *found.saves.glob("[0-9]*")]:
+        path.with_name(f"{path.name}.tmp").touch()
+    monkeypatch.setattr(main, "experiment", lambda *_: None)
+    run(args, overwrite=True)
+    assert len(written) > 20
+    assert contents(args) == {}
 
 
 def test_bad_usage_spares_existing_results(small_args):
@@ -363,7 +406,7 @@ def test_file_systems_without_sync_work(number, fails, small_args, tiny, monkeyp
     args = small_args(prune_iterations=1, end_iter=1)
     with pytest.raises(OSError, match="fsync") if fails else contextlib.nullcontext():
         run(args)
-    assert fails or utils.Files(args).rounds() == 1
+    assert fails or finished_rounds(args) == 1
 
 
 def fill_a_gpu():
@@ -397,6 +440,61 @@ def test_an_unwritable_folder_is_refused(small_args, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(utils.BadInput, match=r"cannot be used: .*Permission denied"):
         main.main(args)
+
+
+def copy_of(folder):
+    copy = folder.with_name(f"copy of {folder.name}")
+    shutil.copytree(folder, copy)
+    return copy
+
+
+def test_arrays_that_are_newer_than_the_checkpoint_finish_no_round(
+    small_args, stop_after, tmp_path, capsys
+):
+    """As after restoring a backup of saves/ within the last round, whose ticket is newer, too."""
+    args = small_args(prune_iterations=2)
+    expected = run(small_args(prune_iterations=2, output_dir=tmp_path / "undisturbed"))
+    stop_after(70, args)
+    found = utils.Files(args)
+    backup = copy_of(found.saves)
+    run(args)
+    last = found.ticket(1).read_bytes()
+    shutil.rmtree(found.saves)
+    backup.rename(found.saves)
+    found.ticket(1).write_bytes(last)
+    capsys.readouterr()
+    assert run(args) == expected
+    assert "finished: " not in capsys.readouterr().out
+    state = torch.load(found.checkpoint, weights_only=True)["state"]
+    assert "train_accuracy" in state["rows"][1][-1]
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+@pytest.mark.parametrize("write", ["write_arrays", "write_array", "save_checkpoint"])
+def test_a_round_without_its_files_is_not_finished(
+    write, rounds, small_args, tmp_path, monkeypatch
+):
+    """The run dies after the last checkpoint of round 1, before or while its files are written."""
+    expected = run(small_args(prune_iterations=rounds, output_dir=tmp_path / "undisturbed"))
+    args = small_args(prune_iterations=rounds)
+    save, original = utils.save_round, getattr(utils, write)
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    def save_or_die(run, log):
+        if run.state.round == 1:
+            monkeypatch.setattr(utils, write, die)
+        save(run, log)
+
+    monkeypatch.setattr(utils, "save_round", save_or_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(args)
+    monkeypatch.setattr(utils, write, original)
+    monkeypatch.setattr(utils, "save_round", save)
+    assert not utils.Files(args).ticket(1).exists()
+    assert run(args) == expected
+    assert utils.Files(args).ticket(1).exists()
 
 
 def test_a_run_resumes_from_the_previous_checkpoint_if_one_is_damaged(small_args, capsys, tmp_path):
@@ -605,8 +703,8 @@ def test_a_checkpoint_with_any_content_is_resumed_or_refused(
     saved = torch.load(original, weights_only=True)
     (saved if name in saved else saved["state"])[name] = content
     torch.save(saved, path)
-    # Without this array, the run is not finished and uses all of the checkpoint.
-    utils.Files(args).array("compression").unlink(missing_ok=True)
+    # Without its ticket, the round is not finished and uses all of the checkpoint.
+    utils.Files(args).ticket(0).unlink(missing_ok=True)
     try:
         run(args)
     except (utils.BadInput, utils.Failure) as error:

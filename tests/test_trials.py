@@ -16,7 +16,7 @@ import archs
 import combine_plots
 import main
 import utils
-from conftest import ROOT
+from conftest import ROOT, finished_rounds
 
 FLAGS = (
     "--dataset=digits",
@@ -81,7 +81,7 @@ def test_processes_share_cores_and_take_turns_on_gpus(monkeypatch):
 
 
 def test_a_torchrun_process_trains_on_its_own_gpu(small_args, monkeypatch):
-    picked, reported = [], []
+    picked, waited = [], []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in (
         ("TORCHELASTIC_RUN_ID", "x"),
@@ -90,11 +90,11 @@ def test_a_torchrun_process_trains_on_its_own_gpu(small_args, monkeypatch):
         ("LOCAL_RANK", "1"),
     ):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(utils, "report", lambda failures: reported.append(failures))
+    monkeypatch.setattr(utils, "wait_for_processes", lambda: waited.append(True))
     monkeypatch.setattr(main, "pick_device", lambda gpu: picked.append(gpu) or torch.device("cpu"))
     main.main(small_args(prune_iterations=1, end_iter=1, trials=2, gpu=0))
     assert picked == [1]
-    assert reported == [[]]
+    assert waited == [True]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_failed_trial_does_not_stop_the_others_and_is_reported(small_args, mon
             capsys.readouterr().err.count("failed: the loss is not finite in round 0 of seed 0")
             == 1
         )
-    assert [utils.Files(small_args(seed=seed)).rounds() for seed in range(3)] == [0, 1, 0]
+    assert [finished_rounds(small_args(seed=seed)) for seed in range(3)] == [0, 1, 0]
 
 
 def test_variables_of_other_launchers_are_ignored(monkeypatch):
