@@ -20,8 +20,20 @@ QUICK = ("main.py", "--dataset=digits", "--prune_percent=20", "--gpu=cpu")
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
-    """The output folder after lt (four rounds), reinit (three) and combine_plots.py."""
+    """The output folder after lt (four rounds), reinit (three) and combine_plots.py.
+
+    The commands are started as from a notebook in an ASCII terminal.
+    """
     folder = tmp_path_factory.mktemp("output")
+    with pytest.MonkeyPatch.context() as patch:
+        # Notebooks set it for all commands, even in environments that do not have it.
+        patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+        patch.setenv("PYTHONIOENCODING", "ascii")
+        run_commands(folder)
+    return folder
+
+
+def run_commands(folder):
     for kind, rounds in (("lt", 4), ("reinit", 3)):
         flags = (
             f"--prune_type={kind}",
@@ -38,78 +50,41 @@ def output(tmp_path_factory):
             result.stderr,
         )
     result = command("combine_plots.py", f"--output_dir={folder}")
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
-def test_exactly_the_files_of_the_contract_exist(output):
-    expected = set()
-    for kind, rounds in (("lt", range(4)), ("reinit", range(3))):
-        dumps, saves, plots = (
-            f"dumps/lt/fc1/digits/{kind}",
-            "saves/fc1/digits",
-            f"plots/lt/fc1/digits/{kind}",
-        )
-        for name in (
-            "compression",
-            "bestaccuracy",
-            "finalaccuracy",
-            "earlystop",
-            "earlystopaccuracy",
-            "untrained",
-            "trainaccuracy",
-        ):
-            expected.add(f"{dumps}_{name}.dat")
-        expected |= {
-            f"{dumps}_log.jsonl",
-            f"{dumps}_settings.json",
-            f"{saves}/initial_state_dict_{kind}.pth.tar",
-            f"{plots}_AccuracyVsWeights.png",
-        }
-        for round_ in rounds:
-            expected |= {f"{dumps}_all_loss_{round_}.dat", f"{dumps}_all_accuracy_{round_}.dat"}
-            expected |= {
-                f"{saves}/{round_}_model_{kind}.pth.tar",
-                f"{plots}_LossVsAccuracy_{round_}.png",
-            }
-        for name in (
-            f"checkpoint_{kind}.pth.tar",
-            f"checkpoint_before_{kind}.pth.tar",
-            f".{kind}.lock",
-        ):
-            expected.add(f"{saves}/{name}")
-    expected |= {
-        f"plots/lt/combined_plots/{name}_fc1_digits.png"
-        for name in ("combined", "earlystop", "untrained", "training")
-    }
-    found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
-    assert {name for name in found if not name.startswith("runs/")} == expected
-    assert {name.rpartition("/")[0] for name in found if name.startswith("runs/")} == {
-        "runs/fc1/digits/lt",
-        "runs/fc1/digits/reinit",
-    }
-
-
-def test_the_page_of_files_lists_all_files_and_no_others(output):
-    page = (ROOT / "docs/files.md").read_text()
-    patterns = {}
-    for path in re.findall(r"^\| `(.*?)` \|", page.partition("\n## ")[0], re.MULTILINE):
-        pattern = re.escape(path)
-        for name, values in (("type", "(lt|reinit)"), ("round", r"\d+"), ("arch", "fc1")):
-            pattern = pattern.replace(f"<{name}>", values)
-        patterns[path] = pattern.replace("<dataset>", "digits") + (".*" if path[-1] == "/" else "")
-    found = [str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()]
-    for path in found:
-        assert any(re.fullmatch(pattern, path) for pattern in patterns.values()), path
-    for path, pattern in patterns.items():
-        assert any(re.fullmatch(pattern, name) for name in found), path
-
-
-def test_the_table_can_be_printed_in_ascii(output, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    result = command("combine_plots.py", f"--output_dir={output}")
     assert (result.returncode, result.stderr) == (0, "")
-    assert "Mean ? standard deviation" in result.stdout
+    assert "Mean ? standard deviation" in result.stdout  # there is no ± in ASCII
+
+
+def test_the_page_of_files_is_true(output):
+    """Every run has all of its files, with the contract's names, and leaves no temporary ones."""
+    page = (ROOT / "docs/files.md").read_text()
+    paths = re.findall(r"^\| `(.*?)` \|", page.partition("\n## ")[0], re.MULTILINE)
+    names = {path.rpartition("/")[2] for path in paths}
+    assert names > {
+        "<type>_compression.dat",
+        "<type>_bestaccuracy.dat",
+        "<type>_finalaccuracy.dat",
+        "<type>_earlystop.dat",
+        "<type>_earlystopaccuracy.dat",
+        "<type>_untrained.dat",
+        "<type>_trainaccuracy.dat",
+        "<type>_all_loss_<round>.dat",
+        "<type>_all_accuracy_<round>.dat",
+        "<type>_settings.json",
+        "<type>_log.jsonl",
+        "initial_state_dict_<type>.pth.tar",
+        "<round>_model_<type>.pth.tar",
+        "<type>_LossVsAccuracy_<round>.png",
+        "<type>_AccuracyVsWeights.png",
+        "combined_<arch>_<dataset>.png",
+    }
+    for path in paths:
+        path = path.replace("<arch>", "fc1").replace("<dataset>", "digits")
+        for kind, rounds in (("lt", range(4)), ("reinit", range(3))):
+            for round_ in rounds:
+                name = path.replace("<type>", kind).replace("<round>", str(round_))
+                assert (output / name).exists(), name
+    assert not list(output.rglob("*.tmp"))
+    assert {path.name for path in output.iterdir()} == {"dumps", "saves", "plots", "runs"}
 
 
 def test_arrays_load_with_and_without_allow_pickle(output):
@@ -134,12 +109,13 @@ def test_log_rows_have_the_keys_of_the_contract(output):
     for number, row in enumerate(map(json.loads, lines)):
         first, last = number % 4 == 0, number % 4 == 3
         more = ["train_loss"] * (not first) + ["train_accuracy"] * last
-        assert sorted(row) == sorted([*keys.split(), *more])
+        assert row.keys() >= {*keys.split(), *more}
+        assert ("train_loss" in row, "train_accuracy" in row) == (not first, last)
 
 
 def test_checkpoints_load_without_unpickling(output):
     ticket = torch.load(output / "saves/fc1/digits/3_model_lt.pth.tar", weights_only=True)
-    assert set(ticket) == {
+    assert ticket.keys() >= {
         "model",
         "final",
         "masks",
@@ -169,9 +145,9 @@ def test_tensorboard_shows_what_the_readme_says(output):
     tickets = tuple(utils.TICKET_SCALARS)
     densities = tuple(f"density/{layer}" for layer in layers)
     tags = events.Tags()
-    assert set(tags["scalars"]) == {*evaluations, *tickets, *densities}
-    assert set(tags["histograms"]) == {f"surviving/{layer}" for layer in layers}
-    assert tags["images"] == ["ticket/connections_per_pixel"]
+    assert set(tags["scalars"]) >= {*evaluations, *tickets, *densities}
+    assert set(tags["histograms"]) >= {f"surviving/{layer}" for layer in layers}
+    assert "ticket/connections_per_pixel" in tags["images"]
     for tag in evaluations:
         assert [event.step for event in events.Scalars(tag)] == [
             20 * epoch for epoch in range(1, 13)
@@ -241,7 +217,7 @@ def test_recorded_defaults_depend_on_dataset_and_rates(small_args):
 
 
 def test_the_defaults_are_those_of_the_contract():
-    assert vars(main.parse_args([])) == {
+    contract = {
         "prune_type": "lt",
         "dataset": "mnist",
         "arch_type": "fc1",
@@ -280,6 +256,7 @@ def test_the_defaults_are_those_of_the_contract():
         "overwrite": False,
         "print_freq": 1,
     }
+    assert vars(main.parse_args([])).items() >= contract.items()
 
 
 WHOLE = "a whole number in [0, 1e9), not"
@@ -567,25 +544,20 @@ def test_the_threads_are_used_recorded_and_a_change_is_noted(small_args, undrawn
         assert json.loads(utils.Files(args).settings.read_text())["threads"] == threads
 
 
-ON_CORES = """
-import os, runpy, sys
-os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv.pop(1))])
-runpy.run_path("main.py", run_name="__main__")
-"""
-
-
-def test_results_of_a_small_network_do_not_depend_on_the_cores(tmp_path, monkeypatch):
+def test_results_of_a_small_network_do_not_depend_on_the_cores(
+    tmp_path, small_args, undrawn, monkeypatch
+):
+    """A process with all cores trains like this one, which has one thread."""
+    args = small_args(prune_iterations=2)
+    main.main(args)
+    expected = arrays(args)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    results = []
-    for cores in (1, 2):
-        output = tmp_path / str(cores)
-        flags = ("--prune_iterations=2", "--end_iter=2", f"--output_dir={output}")
-        result = command("-c", ON_CORES, cores, *QUICK[1:], *flags)
-        assert result.returncode == 0, result.stderr
-        assert " on 1 thread, " in result.stdout
-        results.append(arrays(main.parse_args([*QUICK[1:], *flags])))
-    assert results[0] == results[1]
-    assert len(results[0]) == 11
+    flags = ("--prune_iterations=2", "--end_iter=2", f"--output_dir={tmp_path}")
+    result = command(*QUICK, *flags)
+    assert result.returncode == 0, result.stderr
+    assert " on 1 thread, " in result.stdout
+    assert arrays(main.parse_args([*QUICK[1:], *flags])) == expected
+    assert expected
 
 
 # What a run prints
@@ -649,15 +621,6 @@ def test_the_home_folder_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/frankle")
     args = main.parse_args(["--output_dir=~/tickets", "--data_dir=~/data"])
     assert (args.output_dir, args.data_dir) == ("/home/frankle/tickets", "/home/frankle/data")
-
-
-def test_a_notebooks_backend_is_not_needed(small_args, monkeypatch):
-    """Notebooks set it for all commands, even in environments that do not have it."""
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    output = f"--output_dir={small_args().output_dir}"
-    for program in ((*QUICK, "--prune_iterations=1", "--end_iter=1"), ("combine_plots.py",)):
-        result = command(*program, output)
-        assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.filterwarnings("error")

@@ -93,7 +93,7 @@ def test_starting_a_finished_run_restores_its_files(small_args, monkeypatch):
     assert contents(args) == before
 
 
-def test_more_rounds_extend_a_run_as_if_requested_at_first(small_args, tmp_path):
+def test_more_rounds_extend_a_run_as_if_requested_at_first(small_args, tmp_path, undrawn):
     run(small_args(prune_iterations=2))
     assert run(small_args(prune_iterations=4)) == run(
         small_args(prune_iterations=4, output_dir=tmp_path / "at once")
@@ -113,7 +113,9 @@ def test_more_rounds_extend_a_run_as_if_requested_at_first(small_args, tmp_path)
         {"lr_milestones": "7"},
     ],
 )
-def test_results_of_other_settings_are_refused_and_the_difference_named(change, small_args):
+def test_results_of_other_settings_are_refused_and_the_difference_named(
+    change, small_args, undrawn
+):
     args, other = (
         small_args(prune_iterations=1, end_iter=1),
         small_args(**{"prune_iterations": 1, "end_iter": 1, **change}),
@@ -185,14 +187,14 @@ def test_overwriting_deletes_all_that_a_run_wrote(small_args, monkeypatch):
     assert contents(args) == {}
 
 
-def test_bad_usage_spares_existing_results(small_args):
+def test_bad_usage_spares_existing_results(small_args, undrawn):
     before = run(small_args(prune_iterations=1, end_iter=1))
     with pytest.raises(utils.BadInput):
         run(small_args(batch_size=5000), overwrite=True)
     assert arrays(small_args()) == before
 
 
-def test_results_without_a_checkpoint_are_not_overwritten(small_args):
+def test_results_without_a_checkpoint_are_not_overwritten(small_args, undrawn):
     args = small_args(prune_iterations=1, end_iter=1)
     before = run(args)
     for path in utils.Files(args).saves.glob("checkpoint*"):
@@ -210,7 +212,7 @@ def test_another_network_is_refused(small_args, tiny):
         run(args, prune_iterations=2)
 
 
-def test_checkpoints_are_at_most_half_a_minute_apart(small_args, monkeypatch):
+def test_checkpoints_are_at_most_half_a_minute_apart(small_args, monkeypatch, undrawn):
     """By a clock that advances ten seconds per iteration."""
     now, saved = [0], []
     monkeypatch.setattr(utils.time, "monotonic", lambda: now[0])
@@ -233,7 +235,9 @@ def test_checkpoints_are_at_most_half_a_minute_apart(small_args, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_save_a_checkpoint_and_say_how_to_resume(number, status, tmp_path, small_args):
+def test_signals_save_a_checkpoint_and_say_how_to_resume(
+    number, status, tmp_path, small_args, undrawn
+):
     flags = [
         sys.executable,
         "main.py",
@@ -262,7 +266,7 @@ def test_signals_save_a_checkpoint_and_say_how_to_resume(number, status, tmp_pat
 
 
 @pytest.mark.parametrize("last", [6, 19, 20, 39, 40])
-def test_nothing_is_lost_if_the_reader_of_the_output_ends(last, small_args, monkeypatch):
+def test_nothing_is_lost_if_the_reader_of_the_output_ends(last, small_args, monkeypatch, undrawn):
     """The progress bar fails in round 1, also at an evaluation and at the end of the round."""
     args = small_args(prune_iterations=3, rewind_iter=5)
     expected = run(args)
@@ -281,7 +285,7 @@ def test_nothing_is_lost_if_the_reader_of_the_output_ends(last, small_args, monk
     assert run(args, overwrite=False) == expected
 
 
-def test_a_closed_pipe_ends_a_run_quietly(tmp_path, small_args, monkeypatch):
+def test_a_closed_pipe_ends_a_run_quietly(tmp_path, small_args, monkeypatch, undrawn):
     """As in `python3 main.py | head -1`."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # what is buffered must not fail at exit
     flags = ("--prune_iterations=2", "--end_iter=2", f"--output_dir={tmp_path}")
@@ -326,7 +330,9 @@ def limited(folder, limit, *more):
 
 # The initial weights have 1.1 MB, a checkpoint 4.3 MB, a ticket 2.4 MB, figures and events less.
 @pytest.mark.parametrize("limit", [100, 2_000_000])
-def test_files_that_cannot_grow_are_one_line_and_the_run_resumes(limit, tmp_path, small_args):
+def test_files_that_cannot_grow_are_one_line_and_the_run_resumes(
+    limit, tmp_path, small_args, undrawn
+):
     result = limited(tmp_path, limit)
     assert result.returncode == 1, result.stderr
     assert result.stderr.splitlines()[-1].startswith("main.py: error: ")
@@ -352,7 +358,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_run_resumes_after_a_full_disk(small_disk, small_args, monkeypatch):
+def test_a_run_resumes_after_a_full_disk(small_disk, small_args, monkeypatch, undrawn):
     ballast, left, unraised = small_disk / "ballast", 11_800_000, []
     monkeypatch.setattr(sys, "unraisablehook", unraised.append)
     args = small_args(prune_iterations=3, end_iter=2)
@@ -449,7 +455,7 @@ def copy_of(folder):
 
 
 def test_arrays_that_are_newer_than_the_checkpoint_finish_no_round(
-    small_args, stop_after, tmp_path, capsys
+    small_args, stop_after, tmp_path, capsys, undrawn
 ):
     """As after restoring a backup of saves/ within the last round, whose ticket is newer, too."""
     args = small_args(prune_iterations=2)
@@ -472,7 +478,7 @@ def test_arrays_that_are_newer_than_the_checkpoint_finish_no_round(
 @pytest.mark.parametrize("rounds", [2, 3])
 @pytest.mark.parametrize("write", ["write_arrays", "write_array", "save_checkpoint"])
 def test_a_round_without_its_files_is_not_finished(
-    write, rounds, small_args, tmp_path, monkeypatch
+    write, rounds, small_args, tmp_path, monkeypatch, undrawn
 ):
     """The run dies after the last checkpoint of round 1, before or while its files are written."""
     expected = run(small_args(prune_iterations=rounds, output_dir=tmp_path / "undisturbed"))
@@ -497,7 +503,9 @@ def test_a_round_without_its_files_is_not_finished(
     assert utils.Files(args).ticket(1).exists()
 
 
-def test_a_run_resumes_from_the_previous_checkpoint_if_one_is_damaged(small_args, capsys, tmp_path):
+def test_a_run_resumes_from_the_previous_checkpoint_if_one_is_damaged(
+    small_args, capsys, tmp_path, undrawn
+):
     args = small_args(prune_iterations=2)
     expected = run(args)
     saves = utils.Files(args).saves
@@ -517,7 +525,7 @@ def test_a_run_resumes_from_the_previous_checkpoint_if_one_is_damaged(small_args
 
 
 def test_a_finished_run_with_a_damaged_checkpoint_trains_from_the_previous_one(
-    small_args, tmp_path, stop_after, capsys
+    small_args, tmp_path, stop_after, capsys, undrawn
 ):
     """The previous checkpoint is within the last round, whose arrays need all of its rows."""
     args = small_args(prune_iterations=2)
@@ -534,7 +542,9 @@ def test_a_finished_run_with_a_damaged_checkpoint_trains_from_the_previous_one(
     assert "finished: " in capsys.readouterr().out
 
 
-def test_a_damaged_checkpoint_never_replaces_the_previous_one(small_args, capsys, monkeypatch):
+def test_a_damaged_checkpoint_never_replaces_the_previous_one(
+    small_args, capsys, monkeypatch, undrawn
+):
     """Otherwise a kill between the two renames would leave no undamaged checkpoint."""
     args = small_args(prune_iterations=2)
     run(args)
@@ -579,7 +589,7 @@ def test_damage_at_any_byte_is_detected(small_args, tiny):
 # Two processes
 
 
-def test_a_second_process_on_the_same_run_is_refused(small_args):
+def test_a_second_process_on_the_same_run_is_refused(small_args, undrawn):
     args = small_args(prune_iterations=1, end_iter=1)
     saves = utils.Files(args).saves
     saves.mkdir(parents=True)
@@ -602,7 +612,7 @@ def test_the_lock_is_released_on_an_error(small_args, monkeypatch):
 # Hostile files
 
 
-def test_pickles_are_never_executed(small_args, tmp_path, capsys):
+def test_pickles_are_never_executed(small_args, tmp_path, capsys, undrawn):
     args, mark = small_args(prune_iterations=1, end_iter=1), tmp_path / "mark"
     run(args)
     hostile = [pickle.dumps(Mark(mark), protocol=protocol) for protocol in (0, 2, 5)]
@@ -631,7 +641,7 @@ def test_pickles_are_never_executed(small_args, tmp_path, capsys):
         utils.load_checkpoint(tmp_path / "hostile.pt", {})
 
 
-def test_damaged_initial_weights_change_nothing_and_are_restored(small_args, tmp_path):
+def test_damaged_initial_weights_change_nothing_and_are_restored(small_args, tmp_path, undrawn):
     path = utils.Files(small_args()).initial
     expected = run(small_args(prune_iterations=5, end_iter=1))
     whole = torch.load(path, weights_only=True)
