@@ -956,7 +956,7 @@ class Step:
         self.args = args
         self.state = state
         self.data = data
-        self.steps, _ = iterations(args, len(data.train[1]))
+        self.steps, self.end = iterations(args, len(data.train[1]))
 
         device = state.loss.device
         on_gpu = device.type == "cuda"
@@ -1003,8 +1003,8 @@ class Step:
         order = torch.randperm(len(self.data.train[1]))  # on the CPU: the same for every device
         self.batches.copy_(order[: self.batches.numel()].view_as(self.batches))
 
-        first = epoch * self.steps
-        rates = [learning_rate(self.args, self.state.round, first + i) for i in range(self.steps)]
+        numbers = range(epoch * self.steps, (epoch + 1) * self.steps)
+        rates = [learning_rate(self.args, self.state.round, i, self.end) for i in numbers]
         self.rates.copy_(torch.tensor(rates, dtype=torch.float64))
         self.position.fill_(index)
         if index == 0:
@@ -1111,13 +1111,13 @@ def forward(args, model, data, images):
         return model(x).float()
 
 
-def learning_rate(args, round_, iteration):
-    """Return the rate after `iteration` iterations: linear warm-up, drops at the milestones.
+def learning_rate(args, round_, iteration, end):
+    """Return the rate after `iteration` of `end` iterations: linear warm-up, drops at milestones.
 
     After the first round, finetune uses the last rate of this schedule only.
     """
     if round_ and args.prune_type == "finetune":
-        iteration = math.inf
+        iteration = end
     rate = args.lr
     if args.warmup_iter:
         rate *= min(1, (iteration + 1) / args.warmup_iter)

@@ -135,8 +135,8 @@ def test_every_round_has_the_whole_schedule_but_finetune_only_its_end(
 
 def test_finetune_after_a_warmup_has_its_last_rate(small_args):
     args = small_args(prune_type="finetune", warmup_iter=10)
-    assert main.learning_rate(args, 0, 0) == pytest.approx(1.2e-4)
-    assert {main.learning_rate(args, 1, iteration) for iteration in range(40)} == {1.2e-3}
+    assert main.learning_rate(args, 0, 0, 40) == pytest.approx(1.2e-4)
+    assert {main.learning_rate(args, 1, iteration, 40) for iteration in range(40)} == {1.2e-3}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in main.PRUNE_TYPES if kind != "lt"])
