@@ -79,7 +79,7 @@ def test_train_prune_reset_train(dataset, arch_type, small_args, train_round):
 
 
 @pytest.mark.parametrize("size", [28, 32, 40, 64])
-@pytest.mark.parametrize("arch_type", archs.architectures())
+@pytest.mark.parametrize("arch_type", archs.architectures("cifar10"))
 def test_other_image_sizes_work(arch_type, size, monkeypatch):
     facts = archs.facts("cifar10")
     monkeypatch.setattr(facts, "SIZE", size)

@@ -139,7 +139,7 @@ def test_adding_a_prune_type(recipe, starts):
 
 def test_adding_a_dataset(scratch):
     folder = scratch / "archs/letters"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "__init__.py").write_text(block("python", DEVELOPMENT, "A dataset is one folder"))
     (scratch / "data").mkdir()
     random, parts = np.random.default_rng(0), {}
