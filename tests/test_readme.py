@@ -30,8 +30,8 @@ def block(language, page, after):
 @pytest.fixture
 def scratch(own, monkeypatch):
     """A copy of the code, as the current folder."""
-    for name in ("main.py", "utils.py", "combine_plots.py"):
-        shutil.copy(ROOT / name, own.parent)
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, own.parent)
     monkeypatch.chdir(own.parent)
     return own.parent
 
