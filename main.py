@@ -137,7 +137,7 @@ def prepare(args, runs, model, device):
     if runs[0].args.sparse_below:
         check_sparse(args)
     percents = layer_percents(args, model, output)
-    check_reset(args, model)
+    check_reset(args)
     torch.set_num_threads(utils.pick_threads(args.threads, operations))
     data = load_data(args, device)
     state = new_state(args, model)
@@ -368,12 +368,13 @@ def apply_masks(model, masks):
         weight.masked_fill_(~masks[name], 0)
 
 
-def check_reset(args, model):
+def check_reset(args):
     """Raise utils.BadInput if the prune type's function does more than change the network."""
-    state = new_state(args, copy.deepcopy(model))
-    reset(args, state, dense_masks(model))
-    for name, tensor in model.state_dict().items():
-        if not torch.equal(state.initial[name], tensor):
+    state = new_state(args, new_model(args, round_=0))
+    initial = utils.snapshot(state.initial)
+    reset(args, state, state.masks)
+    for name, tensor in state.initial.items():
+        if not torch.equal(tensor, initial[name]):
             raise utils.BadInput(
                 f"the function of --prune_type={args.prune_type} changes {name} in state.initial, "
                 "which later rounds need: let it change state.model only"
