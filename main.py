@@ -114,7 +114,7 @@ def new_run(args, model):
 
 def restore_results(run):
     """Restore the log, arrays and figures of a finished run, and say that it is finished."""
-    run.write_results()
+    utils.write_results(run.files, run.saved["state"]["rows"])
     combine_plots.draw_run(run.files)
     utils.note_changes(
         f"{run.files.dumps} was finished before changes",
@@ -506,7 +506,7 @@ def score_weights(run, state, data):
     if criterion.before_training:
         weights = state.initial
     elif args.one_shot:
-        weights, initial = run.first_weights(state.model), state.initial
+        weights, initial = utils.first_weights(run, state.model), state.initial
     model = new_model(args, 0, data.device)
     model.load_state_dict(weights)
     initial, masks = copy.deepcopy((initial, state.masks))  # a criterion may change what it gets

@@ -414,13 +414,13 @@ class Files:
     def figure(self, name):
         return self.plots / f"{self.prune_type}_{name}.png"
 
-    def finished_rounds(self, rows):
+    def finished_rounds(self, rounds):
         """Return the number of finished rounds, given the lists of rows of all rounds.
 
         A round is finished if it has its last row and its ticket, which is written last.
         """
-        last = len(rows) - 1
-        ended = rows[last] and "train_accuracy" in rows[last][-1]
+        last = len(rounds) - 1
+        ended = rounds[last] and "train_accuracy" in rounds[last][-1]
         return last + bool(ended and self.ticket(last).exists())
 
     def results(self):
@@ -528,6 +528,14 @@ def write_arrays(files, rounds, start=0):
     summaries = [round_summary(rows) for rows in rounds]
     for name in ARRAYS:
         write_array(files.array(name), [values[name] for values in summaries])
+
+
+def write_results(files, rounds):
+    """Write the log, and the arrays of finished rounds, given the lists of rows of all rounds."""
+    logged = [row for rows in rounds for row in rows if "val_loss" in row]
+    lines = [f"{json.dumps(row)}\n".encode() for row in logged]
+    write(files.log, lambda file: file.writelines(lines))
+    write_arrays(files, rounds[: files.finished_rounds(rounds)])
 
 
 def save_checkpoint(path, content, previous=None):
@@ -638,14 +646,6 @@ class Run:
         """Return whether the state's round is finished."""
         return self.files.finished_rounds(self.state.rows) > self.state.round
 
-    def write_results(self):
-        """Write the log and the arrays of finished rounds from the checkpoint's rows."""
-        rounds = self.saved["state"]["rows"]
-        logged = [row for rows in rounds for row in rows if "val_loss" in row]
-        lines = [f"{json.dumps(row)}\n".encode() for row in logged]
-        write(self.files.log, lambda file: file.writelines(lines))
-        write_arrays(self.files, rounds[: self.finished_rounds()])
-
     def record_data(self, digest):
         """Record what identifies the data as a setting.
 
@@ -669,23 +669,7 @@ class Run:
                 f"{START_OVER}"
             )
         if self.args.one_shot and self.saved["state"]["round"]:
-            self.first_weights(state.model)
-
-    def first_weights(self, model):
-        """Return the state dict at the end of round 0, from its ticket.
-
-        Raises BadInput if the ticket cannot be used for this network.
-        """
-        path = self.files.ticket(0)
-        try:
-            final = load_checkpoint(path, {"final": dict})["final"]
-            if not same_structure(model, final):
-                raise BadInput(f"{path} is of another network")
-        except BadInput as error:
-            raise BadInput(
-                f"--one_shot needs the ticket of round 0: {error}. {START_OVER}"
-            ) from error
-        return final
+            first_weights(self, state.model)
 
     def check_settings(self, others):
         """Raise BadInput if the existing results have other settings or masks, {name: value}."""
@@ -708,7 +692,7 @@ class Run:
             subject = f"{self.files.dumps} resumes with changes"
             now = provenance() | machine(self.args, state.loss.device)
             note_changes(subject, self.saved["made_by"], now)
-            self.write_results()
+            write_results(self.files, state.rows)
             if self.saved_path == self.files.previous_checkpoint:
                 # The newest one is damaged. It must not replace the previous one.
                 self.files.checkpoint.unlink(missing_ok=True)
@@ -851,7 +835,22 @@ def write_settings(run):
     write(run.files.settings, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
-# ---- Masks of other runs -------------------------------------------------------------------------
+# ---- Tickets: of the first round, and of other runs ----------------------------------------------
+
+
+def first_weights(run, model):
+    """Return the state dict at the end of round 0, from its ticket.
+
+    Raises BadInput if the ticket cannot be used for this network.
+    """
+    path = run.files.ticket(0)
+    try:
+        final = load_checkpoint(path, {"final": dict})["final"]
+        if not same_structure(model, final):
+            raise BadInput(f"{path} is of another network")
+    except BadInput as error:
+        raise BadInput(f"--one_shot needs the ticket of round 0: {error}. {START_OVER}") from error
+    return final
 
 
 def source_of_masks(run, masks):

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -306,7 +305,7 @@ def test_scoring_leaves_no_trace(path, round_, small_args, monkeypatch):
     data = small_data(480)
     run = utils.Run(args)
     final = main.new_model(args, 5).state_dict()
-    monkeypatch.setattr(utils.Run, "first_weights", lambda *_: final)
+    monkeypatch.setattr(utils, "first_weights", lambda *_: final)
     step = main.Step(args, state, data)
     for _ in range(3):
         step()
@@ -519,8 +518,8 @@ def test_on_a_gpu_scores_are_those_of_the_cpu(path, small_args, monkeypatch):
         state = main.new_state(args, main.new_model(args, 0, device))
         state.model.load_state_dict(main.new_model(args, 5).state_dict())
         weights = main.new_model(args, 6).state_dict()
-        run = SimpleNamespace(args=args, first_weights=lambda _, weights=weights: weights)
-        found.append(main.score_weights(run, state, data))
+        monkeypatch.setattr(utils, "first_weights", lambda *_, weights=weights: weights)
+        found.append(main.score_weights(utils.Run(args), state, data))
     for name, scores in found[1].items():
         assert scores.is_cuda
         assert scores.cpu().numpy() == pytest.approx(found[0][name].numpy(), rel=0.02, abs=1e-6)
