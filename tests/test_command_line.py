@@ -216,6 +216,15 @@ def test_recorded_defaults_depend_on_dataset_and_rates(small_args):
     assert {name: recorded["defaults"][name] for name in own} == own
 
 
+@pytest.mark.parametrize(
+    ("kind", "refused"), [("lt", ["masks_from"]), ("random", []), ("shuffle", ["rewind_iter"])]
+)
+def test_the_flags_that_a_prune_type_does_not_have_are_recorded(kind, refused, small_args, undrawn):
+    args = small_args(prune_type=kind, prune_iterations=1, end_iter=1)
+    main.main(args)
+    assert json.loads(utils.Files(args).settings.read_text())["refused"] == refused
+
+
 def test_the_defaults_are_those_of_the_contract():
     contract = {
         "prune_type": "lt",

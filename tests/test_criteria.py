@@ -142,6 +142,33 @@ def test_scores_of_pruned_weights_do_not_matter(small_args, monkeypatch):
     assert finished_rounds(args) == 3
 
 
+def test_a_criterion_may_draw_and_may_change_what_it_gets(
+    small_args, starts, tmp_path, monkeypatch
+):
+    """It draws the same if the run resumes, and other numbers in each round."""
+
+    def draw(args, model, initial, masks, data):
+        for tensor in (*model.parameters(), *initial.values(), *masks.values()):
+            tensor.detach().zero_()
+        scores = {name: torch.rand(mask.shape) for name, mask in masks.items()}
+        drawn.append(scores["5.weight"][0, 0].item())
+        return scores
+
+    drawn = []
+    monkeypatch.setitem(main.CRITERIA, "magnitude", main.Criterion("", draw))
+    main.main(small_args(one_shot=True))
+    for rounds in (2, 3):
+        torch.rand(rounds)
+        flags = {"one_shot": True, "prune_iterations": rounds, "output_dir": tmp_path}
+        main.main(small_args(**flags))
+    assert same([*map(list, starts[:3])], [*map(list, starts[3:])])
+    initial = main.new_model(small_args(), 0).state_dict()
+    for state, masks in starts:
+        for name, mask in masks.items():
+            assert torch.equal(state[name], initial[name] * mask)
+    assert len(set(drawn)) == 2
+
+
 # Before training
 
 
