@@ -51,7 +51,7 @@ FIGURES = {
 }
 # Evaluations of untrained tickets have no training loss, and are left out.
 LOGGED = ("round", "epoch", "iteration", "weights_remaining", "train_loss", "test_accuracy")
-# Their order, which gives them the same colour and marker in all figures. Others come after them.
+# Known prune types, each with the same colour and marker in all figures. Others come after them.
 PRUNE_TYPES = (
     "lt",
     "reinit",

@@ -498,7 +498,7 @@ def refused(prune_type):
 def score_weights(run, state, data):
     """Return the scores by which `--criterion` ranks the weights, {parameter name: tensor}.
 
-    Raises utils.Failure if the score of a survivor is not finite.
+    Raises utils.Failure if a survivor has no score, or one that is not finite.
     """
     args = run.args
     criterion = CRITERIA[args.criterion]
@@ -512,15 +512,26 @@ def score_weights(run, state, data):
     initial, masks = copy.deepcopy((initial, state.masks))  # a criterion may change what it gets
     seed_torch(args.seed, state.round, 0, 0)
     scores = criterion.score(args, model, initial, masks, data)
+    check_scores(args, state, scores)
+    return scores
 
+
+def check_scores(args, state, scores):
+    """Raise utils.Failure if a survivor has no score, or one that is not finite."""
+    shapes = {name: scores[name].shape for name in scores} if isinstance(scores, dict) else {}
     for name, mask in state.masks.items():
+        if shapes.get(name) != mask.shape:
+            raise utils.Failure(
+                f"--criterion={args.criterion}: its function returns no scores of shape "
+                f"{tuple(mask.shape)} for {name}. Let it return {{name: tensor}} for all names in "
+                "masks, and run the same command to resume"
+            )
         if not scores[name][mask].isfinite().all():
             raise utils.Failure(
                 f"--criterion={args.criterion}: a score of {name} is not finite in round "
                 f"{state.round} of seed {args.seed}. Use another criterion, with --overwrite or "
                 "another --output_dir"
             )
-    return scores
 
 
 def elementwise(score):

@@ -133,6 +133,20 @@ def test_scores_that_are_not_finite_are_an_error(value, small_args, monkeypatch)
         main.main(small_args())
 
 
+@pytest.mark.parametrize(
+    "scores", [None, {}, {"1.weight": torch.rand(300, 784)}, {"1.weight": torch.rand(784)}]
+)
+def test_missing_scores_are_an_error_and_the_run_resumes(scores, small_args, monkeypatch):
+    args = small_args(prune_iterations=2)
+    with monkeypatch.context() as patch:
+        patch.setitem(main.CRITERIA, "magnitude", main.Criterion("", lambda *_: scores))
+        name = "3" if scores and len(scores["1.weight"]) == 300 else "1"
+        with pytest.raises(utils.Failure, match=rf"no scores of shape .* for {name}\.weight\. Let"):
+            main.main(args)
+    main.main(args)
+    assert finished_rounds(args) == 2
+
+
 def test_scores_of_pruned_weights_do_not_matter(small_args, monkeypatch):
     """Such as 0 / 0."""
     growth = main.elementwise(lambda final, initial: final.abs() / initial.abs())
@@ -163,9 +177,10 @@ def test_a_criterion_may_draw_and_may_change_what_it_gets(
         main.main(small_args(**flags))
     assert same([*map(list, starts[:3])], [*map(list, starts[3:])])
     initial = main.new_model(small_args(), 0).state_dict()
-    for state, masks in starts:
+    for round_, (state, masks) in enumerate(starts[:3]):
         for name, mask in masks.items():
             assert torch.equal(state[name], initial[name] * mask)
+            assert mask.double().mean() == pytest.approx(0.8**round_, abs=1e-3)
     assert len(set(drawn)) == 2
 
 
