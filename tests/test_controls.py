@@ -138,7 +138,7 @@ def test_masks_from_other_data_are_refused(small_args, monkeypatch):
         return images, labels.roll(1)
 
     monkeypatch.setattr(archs, "load", relabelled)
-    monkeypatch.setattr(main, "train", None)
+    monkeypatch.setattr(main, "experiment", None)
     with pytest.raises(utils.BadInput, match=r"0_model_lt.pth.tar was made with other data"):
         main.main(small_args(prune_type="reinit", masks_from="lt", end_iter=1))
 
