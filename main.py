@@ -137,7 +137,7 @@ def prepare(args, runs, model, device):
     if runs[0].args.sparse_below:
         check_sparse(args)
     percents = layer_percents(args, model, output)
-    check_reset(args)
+    reset(args, new_state(args, new_model(args, round_=0)), dense_masks(model))  # a rehearsal
     torch.set_num_threads(utils.pick_threads(args.threads, operations))
     data = load_data(args, device)
     state = new_state(args, model)
@@ -342,7 +342,7 @@ def random_masks(masks, current):
 def reset(args, state, masks):
     """Start the next round with these masks: reset the network and the optimizer.
 
-    Raises utils.BadInput if the prune type's function returns something.
+    Raises utils.BadInput if the prune type's function does not only change `state.model`.
     """
     state.round += 1
     state.iteration = first_iteration(args, state)
@@ -350,10 +350,14 @@ def reset(args, state, masks):
     state.rows.append([])
     utils.restore(state.masks, masks)
     seed_torch(args.seed, state.round, 0)
-    if PRUNE_TYPES[args.prune_type].reset(args, state) is not None:
+    # A function that changes these tensors, or lets the network share them, cannot spoil ours.
+    initial, masks = copy.deepcopy((state.initial, state.masks))
+    copied = dataclasses.replace(state, initial=initial, masks=masks)
+    returned = PRUNE_TYPES[args.prune_type].reset(args, copied)
+    if returned is not None or copied.model is not state.model:
         raise utils.BadInput(
-            f"the function of --prune_type={args.prune_type} returns something, which nothing "
-            "uses: let it change state.model in place and return None"
+            f"the function of --prune_type={args.prune_type} returns something or replaces "
+            "state.model, which has no effect: let it change state.model in place and return None"
         )
     apply_masks(state.model, state.masks)
     utils.restore(state.start, state.model.state_dict())
@@ -368,23 +372,11 @@ def apply_masks(model, masks):
         weight.masked_fill_(~masks[name], 0)
 
 
-def check_reset(args):
-    """Raise utils.BadInput if the prune type's function does more than change the network."""
-    state = new_state(args, new_model(args, round_=0))
-    initial = utils.snapshot(state.initial)
-    reset(args, state, state.masks)
-    for name, tensor in state.initial.items():
-        if not torch.equal(tensor, initial[name]):
-            raise utils.BadInput(
-                f"the function of --prune_type={args.prune_type} changes {name} in state.initial, "
-                "which later rounds need: let it change state.model only"
-            )
-
-
 # ---- Prune types ---------------------------------------------------------------------------------
 
 # A reset(args, state) changes the trained network, state.model, into that of the next round. Then
-# state.masks are applied. Torch is seeded; draws on the CPU are the same for every device.
+# the masks are applied. state.initial and state.masks are copies. Torch is seeded; draws on the CPU
+# are the same for every device.
 
 
 def lt(args, state):
@@ -518,15 +510,15 @@ def score_weights(run, state, data):
 
 def check_scores(args, state, scores):
     """Raise utils.Failure if a survivor has no score, or one that is not finite."""
-    shapes = {name: scores[name].shape for name in scores} if isinstance(scores, dict) else {}
     for name, mask in state.masks.items():
-        if shapes.get(name) != mask.shape:
+        found = scores.get(name) if isinstance(scores, dict) else None
+        if not isinstance(found, torch.Tensor) or found.shape != mask.shape:
             raise utils.Failure(
                 f"--criterion={args.criterion}: its function returns no scores of shape "
                 f"{tuple(mask.shape)} for {name}. Let it return {{name: tensor}} for all names in "
                 "masks, and run the same command to resume"
             )
-        if not scores[name][mask].isfinite().all():
+        if not found[mask].isfinite().all():
             raise utils.Failure(
                 f"--criterion={args.criterion}: a score of {name} is not finite in round "
                 f"{state.round} of seed {args.seed}. Use another criterion, with --overwrite or "
@@ -1129,7 +1121,7 @@ def learning_rate(args, round_, iteration, end):
     After the first round, finetune uses the last rate of this schedule only.
     """
     if round_ and args.prune_type == "finetune":
-        iteration = end
+        iteration = end - 1
     rate = args.lr
     if args.warmup_iter:
         rate *= min(1, (iteration + 1) / args.warmup_iter)
@@ -1315,6 +1307,11 @@ def parse_args(argv=None):
 
     if args.masks_from == "none":
         args.masks_from = None
+    if not re.fullmatch(r"(?!before_)\w+", args.prune_type):  # as previous checkpoints are called
+        parser.error(
+            f"--prune_type={args.prune_type}: its name is part of file names, so use letters, "
+            "digits and underscores, and do not begin it with before_"
+        )
     if args.seed + args.trials > SEEDS:
         parser.error(f"--trials={args.trials} needs seeds beyond {SEEDS - 1}")
     constant_rate = not args.lr_milestones and args.warmup_iter <= 1

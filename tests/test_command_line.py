@@ -225,6 +225,14 @@ def test_the_flags_that_a_prune_type_does_not_have_are_recorded(kind, refused, s
     assert json.loads(utils.Files(args).settings.read_text())["refused"] == refused
 
 
+@pytest.mark.parametrize("name", ["a/b", "my-type", "a b", "before_lt"])
+def test_names_that_do_not_fit_into_file_names_are_refused(name, monkeypatch, capsys):
+    monkeypatch.setitem(main.PRUNE_TYPES, name, main.PRUNE_TYPES["lt"])
+    with pytest.raises(SystemExit):
+        main.parse_args([f"--prune_type={name}"])
+    assert f"--prune_type={name}: its name is part of file names" in capsys.readouterr().err
+
+
 def test_the_defaults_are_those_of_the_contract():
     contract = {
         "prune_type": "lt",

@@ -184,18 +184,39 @@ def test_a_reset_that_returns_something_is_refused_before_training(small_args, m
         main.main(small_args(prune_type="mine"))
 
 
-def test_a_reset_that_changes_the_initial_weights_is_refused_before_training(
-    small_args, monkeypatch
-):
+def test_a_reset_that_replaces_the_network_is_refused_before_training(small_args, monkeypatch):
     def reset(args, state):
-        state.initial["3.bias"].add_(1)
+        state.model = main.new_model(args, state.round)
 
     add_prune_type(reset, monkeypatch)
     monkeypatch.setattr(main, "train", None)
-    with pytest.raises(
-        utils.BadInput, match=r"--prune_type=mine changes 3\.bias in state\.initial"
-    ):
+    with pytest.raises(utils.BadInput, match=r"--prune_type=mine returns something or replaces"):
         main.main(small_args(prune_type="mine"))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_reset_cannot_change_initial_weights_or_masks(shared, small_args, starts, monkeypatch):
+    """Neither at once, nor by a network that shares their memory while it trains."""
+
+    def reset(args, state):
+        for name, weight in main.prunable(state.model).items():
+            state.initial[name].add_(1)
+            state.masks[name].fill_(True)
+            if shared:
+                weight.data = state.initial[name]
+            else:
+                weight.copy_(state.initial[name])
+
+    add_prune_type(reset, monkeypatch)
+    args = small_args(prune_type="mine")
+    main.main(args)
+    initial = main.new_model(args, 0).state_dict()
+    saved = torch.load(utils.Files(args).checkpoint, weights_only=True)["state"]["initial"]
+    assert same(saved, initial)
+    for round_, (state, masks) in enumerate(starts):
+        for name, mask in masks.items():
+            assert torch.equal(state[name], (initial[name] + (round_ > 0)) * mask)
+            assert mask.double().mean() == pytest.approx(0.8**round_, abs=1e-3)
 
 
 def test_a_reset_draws_the_same_after_resuming_and_has_gradients_only_for_initialize(
