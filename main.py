@@ -137,13 +137,13 @@ def prepare(args, runs, model, device):
     if runs[0].args.sparse_below:
         check_sparse(args)
     percents = layer_percents(args, model, output)
-    reset(args, new_state(args, new_model(args, round_=0)), dense_masks(model))  # a rehearsal
     torch.set_num_threads(utils.pick_threads(args.threads, operations))
     data = load_data(args, device)
     state = new_state(args, model)
     for run in runs:
         run.record_data(data.digest)
         run.check_state(state)
+    reset(args, state, state.masks)  # a rehearsal: it raises if the prune type's function is wrong
     if args.overwrite:
         for run in runs:
             run.clear()

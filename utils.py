@@ -696,13 +696,14 @@ class Run:
             if self.saved_path == self.files.previous_checkpoint:
                 # The newest one is damaged. It must not replace the previous one.
                 self.files.checkpoint.unlink(missing_ok=True)
-        elif self.args.masks_from:
-            made_by = read_ticket(self, 0, state.masks)["made_by"]
-            subject = f"{self.args.masks_from} in {self.files.dumps} was made before changes"
-            note_changes(subject, made_by, provenance())
-        self.state = state
-        if self.saved is None:
+            self.state = state
+        else:
+            if self.args.masks_from:
+                made_by = read_ticket(self, 0, state.masks)["made_by"]
+                subject = f"{self.args.masks_from} in {self.files.dumps} was made before changes"
+                note_changes(subject, made_by, provenance())
             self.clear()
+            self.state = state
             self.checkpoint(now=True)
         self.saved = None
         save_checkpoint(self.files.initial, state.initial)

@@ -241,7 +241,7 @@ def test_a_reset_draws_the_same_after_resuming_and_has_gradients_only_for_initia
     starts.clear()
     add_prune_type(reset, monkeypatch)
     main.main(small_args(prune_type="mine"))
-    assert modes.count(False) == 3  # the check and two resets
+    assert modes.count(False) == 3  # the rehearsal and two resets
     for rounds in (2, 3):
         torch.rand(rounds)
         main.main(small_args(prune_type="mine", prune_iterations=rounds, output_dir=tmp_path))

@@ -448,12 +448,6 @@ def test_an_unwritable_folder_is_refused(small_args, monkeypatch):
         main.main(args)
 
 
-def copy_of(folder):
-    copy = folder.with_name(f"copy of {folder.name}")
-    shutil.copytree(folder, copy)
-    return copy
-
-
 def test_arrays_that_are_newer_than_the_checkpoint_finish_no_round(
     small_args, stop_after, tmp_path, capsys, undrawn
 ):
@@ -462,7 +456,7 @@ def test_arrays_that_are_newer_than_the_checkpoint_finish_no_round(
     expected = run(small_args(prune_iterations=2, output_dir=tmp_path / "undisturbed"))
     stop_after(70, args)
     found = utils.Files(args)
-    backup = copy_of(found.saves)
+    backup = shutil.copytree(found.saves, tmp_path / "backup")
     run(args)
     last = found.ticket(1).read_bytes()
     shutil.rmtree(found.saves)
