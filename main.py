@@ -27,7 +27,8 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from functools import cache, wraps
+from contextlib import contextmanager
+from functools import cache, partial, wraps
 from itertools import compress
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
@@ -58,6 +60,10 @@ LAYERS = (nn.Linear, nn.Bilinear, *CONVOLUTIONS)  # their weights are pruned
 SEEDS = 2**64  # as many as torch has
 EVAL_BATCH = {"cpu": 500, "cuda": 2000}  # fits a CPU's caches; keeps a GPU busy
 SPARSE_BELOW = 22.0  # percent of a layer's weights below which it is faster: docs/speed.md
+# By how much a rehearsal of the fast way may differ from the plain way, relatively; 0.001 for what
+# is not listed. Adam turns gradients that are rounding errors, such as those of a bias before batch
+# norm, into full steps.
+TOLERANCES = {"update": 0.1, "loss of an evaluation": 0.01}
 
 
 # ---- The experiment ------------------------------------------------------------------------------
@@ -90,6 +96,10 @@ def main(args):
         for run in runs:
             try:
                 experiment(run, data, percents)
+            except sparse.WeightRead as error:  # other trials would fail, too
+                raise utils.Failure(
+                    f"{error}: run the same command with --sparse_below=0 to resume"
+                ) from error
             except utils.Failure as failure:
                 failures.append(str(failure))
                 if args.trials > 1:  # the others may take hours
@@ -132,17 +142,16 @@ def prepare(args, runs, model, device):
 
     With `--overwrite`, the existing results of the runs are then deleted.
     """
-    check_restorable(args, model)
+    check_network(args, model)
     output, operations = inspect_network(args, model)
-    if runs[0].args.sparse_below:
-        check_sparse(args)
     percents = layer_percents(args, model, output)
     torch.set_num_threads(utils.pick_threads(args.threads, operations))
     data = load_data(args, device)
-    state = new_state(args, model)
+    state = new_state(args, model.to(device))
     for run in runs:
         run.record_data(data.digest)
         run.check_state(state)
+    check_training(args, state, data)
     reset(args, state, state.masks)  # a rehearsal: it raises if the prune type's function is wrong
     if args.overwrite:
         for run in runs:
@@ -169,9 +178,9 @@ def experiment(run, data, percents):
 def train(args, state, data, run):
     """Train to the end of the round, evaluating and saving on the way, and save its results."""
     steps, end = iterations(args, len(data.train[1]))
-    make_sparse(args, state)
     state.model.train()
     step = Step(args, state, data)
+    step.speed_up()
     with utils.Log(args, state, steps, end) as log:
         if state.iteration == first_iteration(args, state):
             log.add(measure(args, state, data, steps, end))  # of the untrained ticket
@@ -315,6 +324,9 @@ def next_masks(run, state, data, percents):
     if args.prune_type == "random":
         seed_torch(args.seed, next_round, 0)
         masks = random_masks(masks, state.masks)
+    emptied = [name for name, mask in state.masks.items() if mask.any() and not masks[name].any()]
+    if emptied:
+        print(f"note: round {next_round} has no weights left in {', '.join(emptied)}")
     return masks
 
 
@@ -786,9 +798,14 @@ def new_model(args, round_, device="cpu"):
     """Return the network with random weights that depend on the seed and the round.
 
     The architecture's file may define how they are drawn: initialize(model). The default is glorot.
+    Raises utils.BadInput if its `build` returns no network with weights.
     """
     seed_torch(args.seed, round_, 0)  # epoch 0: training counts from 1
     model = archs.build(args.dataset, args.arch_type)
+    if not isinstance(model, nn.Module):
+        raise bad_network(args, f"build returns {type(model).__name__}, not an nn.Module")
+    if any(map(is_lazy, model.parameters())):
+        raise bad_network(args, "lazy layers have no weights yet: run the network once in build")
     initialize = archs.initializer(args.dataset, args.arch_type) or glorot
     initialize(model)
     if all(parameter.dim() != 5 for parameter in model.parameters()):  # of Conv3d
@@ -814,7 +831,10 @@ def prunable(model):
     The layer's type decides, because batch norm calls its scale "weight" too. Frozen weights are
     not prunable. A SparseLinear has none: it is pruned already.
     """
-    weights = {id(module.weight) for module in model.modules() if isinstance(module, LAYERS)}
+    weights = set()
+    for module in model.modules():
+        if isinstance(module, LAYERS) and not isinstance(module, sparse.SparseLinear):
+            weights.add(id(module.weight))
     found = {}
     for name, parameter in model.named_parameters():
         if id(parameter) in weights and parameter.requires_grad and parameter.numel():
@@ -822,82 +842,107 @@ def prunable(model):
     return found
 
 
-def check_restorable(args, model):
-    """Raise utils.BadInput if a state dict does not hold all of the network's state."""
+def bad_network(args, problem):
+    """Return the error that a network cannot be used, which names its file."""
+    return utils.BadInput(f"{archs.architecture(args.dataset, args.arch_type).__file__}: {problem}")
+
+
+def check_network(args, model):
+    """Raise utils.BadInput if the network has something that cannot be trained, saved or reset."""
     if any(map(parametrize.is_parametrized, model.modules())):
-        raise utils.BadInput(
-            f"{args.arch_type} has parametrized layers, such as those of spectral or weight norm, "
-            "which may change when they are read: build it without them"
+        raise bad_network(
+            args,
+            "parametrized layers, such as those of spectral or weight norm, may change when they "
+            "are read: build the network without them",
         )
-    unsaved = dict(model.named_buffers()).keys() - model.state_dict().keys()
-    if unsaved:
-        raise utils.BadInput(
-            f"{args.arch_type} has buffers that are neither saved nor reset: "
-            f"register {', '.join(sorted(unsaved))} without persistent=False"
+    embeddings = (nn.Embedding, nn.EmbeddingBag)
+    if any(module.sparse for module in model.modules() if isinstance(module, embeddings)):
+        raise bad_network(args, "sparse gradients are not supported: embed without sparse=True")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
+            raise bad_network(args, f"{name} is {parameter.dtype}, not torch.float32")
+
+    state = model.state_dict()
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    if unsaved := buffers.keys() - state.keys():
+        raise bad_network(
+            args,
+            "some buffers are neither saved nor reset: register "
+            f"{', '.join(sorted(unsaved))} without persistent=False",
+        )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if others := state.keys() - parameters.keys() - buffers.keys():
+        raise bad_network(
+            args,
+            f"the state dict has {', '.join(sorted(others))}, which cannot be reset: keep such "
+            "state in buffers, without get_extra_state",
+        )
+    expanded = [name for name, tensor in state.items() if 0 in tensor.stride()]
+    if expanded:
+        raise bad_network(
+            args,
+            f"elements of {', '.join(expanded)} share memory and cannot be reset: add .clone() "
+            "after expand",
         )
 
 
 def inspect_network(args, model):
-    """Run the network once; return its output layer and the operations of a batch's forward pass.
+    """Run the network; return its output layer and the operations of a batch's forward pass.
 
     The output layer is the layer that is called last, if it has an output for each class; otherwise
     it is None. Only floating-point operations of convolutions and matrix products count. Raises
-    utils.BadInput if the network cannot be trained on the dataset's images, or does not return
-    logits.
+    utils.BadInput if the network, in evaluation or in training, does not return logits for the
+    dataset's images.
     """
     facts = archs.facts(args.dataset)
     images = torch.zeros(min(2, args.batch_size), facts.CHANNELS, facts.SIZE, facts.SIZE)
+    expected = (len(images), facts.CLASSES)
     called = []
     hooks = []
     for module in model.modules():
         if isinstance(module, LAYERS):
             hook = module.register_forward_hook(lambda layer, *_: called.append(layer))
             hooks.append(hook)
-    try:
-        with FlopCounterMode(display=False) as counter:
-            shape = tuple(model(images).shape)
-    except (RuntimeError, ValueError) as error:  # such as batch norm on a single example
-        raise utils.BadInput(
-            f"{args.arch_type} cannot be trained on batches of {tuple(images.shape)}: "
-            f"{archs.one_line(error)}"
-        ) from error
+    for mode in ("evaluation", "training"):
+        model.train(mode == "training")
+        try:
+            with FlopCounterMode(display=False) as counter:
+                logits = model(images)
+        except (RuntimeError, ValueError) as error:  # such as batch norm on a single example
+            raise bad_network(
+                args,
+                f"{mode} fails on images of shape {tuple(images.shape)}: {archs.one_line(error)}",
+            ) from error
+        found = f"shape {tuple(logits.shape)}" if torch.is_tensor(logits) else type(logits).__name__
+        if found != f"shape {expected}":
+            raise bad_network(
+                args, f"forward returns {found} in {mode}, not logits of shape {expected}"
+            )
     for hook in hooks:
         hook.remove()
 
-    expected = (len(images), facts.CLASSES)
-    if shape != expected:
-        raise utils.BadInput(
-            f"{args.arch_type} returns shape {shape}, not logits of shape {expected}"
-        )
     last = called[-1] if called else None
     outputs = getattr(last, "out_features", None) or getattr(last, "out_channels", None)
     output = last if outputs == facts.CLASSES else None
     return output, counter.get_total_flops() / len(images) * args.batch_size
 
 
-def check_sparse(args):
-    """Raise utils.BadInput if the network computes something else with sparse linear layers."""
-    facts = archs.facts(args.dataset)
-    model = new_model(args, round_=0).eval()
-    images = torch.randn(2, facts.CHANNELS, facts.SIZE, facts.SIZE)
-    masks = {name: mask.bernoulli(0.5) for name, mask in dense_masks(model).items()}
-    apply_masks(model, masks)
-    problem = ""
-    with torch.no_grad():
-        sparse.sparsify(model, masks, below=100)
-        try:
-            logits = model(images)
-        except (RuntimeError, AttributeError, TypeError) as error:
-            problem = archs.one_line(error)
-        else:
-            sparse.densify(model)
-            if not torch.allclose(logits, model(images), rtol=1e-3, atol=1e-3, equal_nan=True):
-                problem = "other logits"
-    if problem:
-        raise utils.BadInput(
-            f"{args.arch_type} does not work with sparse linear layers: add --sparse_below=0 "
-            f"({problem})"
-        )
+def check_training(args, state, data):
+    """Run an iteration and an evaluation, and undo them.
+
+    Raises utils.BadInput if the network cannot be trained, evaluated, saved or restored.
+    """
+    try:
+        before = utils.snapshot(vars(state))
+        Step(args, state, data)()
+        evaluate(args, state.model, data, evaluation_batch(data))
+        utils.restore(vars(state), before)
+    except (RuntimeError, ValueError) as error:
+        if utils.out_of_memory(error):
+            raise
+        raise bad_network(
+            args, f"the network cannot be trained and restored: {archs.one_line(error)}"
+        ) from error
 
 
 def new_state(args, model):
@@ -923,18 +968,18 @@ def new_optimizer_state(args, model):
     return {"average": zeros, "square": copy.deepcopy(zeros), "step": steps}
 
 
-def make_sparse(args, state):
+def make_sparse(args, state, contiguous):
     """Make linear layers with less than `--sparse_below` percent of their weights sparse.
 
     The optimizer's state of their weights becomes sparse, too.
     """
-    sparse.sparsify(state.model, state.masks, args.sparse_below)
+    sparse.sparsify(state.model, state.masks, args.sparse_below, contiguous)
     for name, layer in state.model.named_modules():
         if isinstance(layer, sparse.SparseLinear):
             weight = f"{name}.weight"
             for tensors in state.optimizer_state.values():
                 if tensors[weight].dim():  # the number of steps has none
-                    tensors[weight] = layer.matrix(tensors[weight][state.masks[weight]])
+                    tensors[weight] = layer.pattern.matrix(tensors[weight][layer.pattern.mask])
 
 
 def make_dense(state):
@@ -951,9 +996,9 @@ def make_dense(state):
 class Step:
     """One training iteration on the device: forward, backward, optimizer, masks.
 
-    On a GPU, the iteration is captured once per round as a CUDA graph and then replayed, if the
-    graph computes the same. What changes from one iteration to the next (batch, learning rate,
-    position in the epoch) is therefore read from tensors that stay in place.
+    On a GPU, `speed_up` captures the iteration as a CUDA graph, which is then replayed. What
+    changes from one iteration to the next (batch, learning rate, position in the epoch) is
+    therefore read from tensors that stay in place.
     """
 
     def __init__(self, args, state, data):
@@ -963,16 +1008,21 @@ class Step:
         self.steps, self.end = iterations(args, len(data.train[1]))
 
         device = state.loss.device
-        on_gpu = device.type == "cuda"
-        precision = torch.float32 if on_gpu else torch.float64
+        self.on_gpu = device.type == "cuda"
+        precision = torch.float32 if self.on_gpu else torch.float64
         self.batches = torch.zeros(self.steps, args.batch_size, dtype=torch.int64, device=device)
         self.rates = torch.zeros(self.steps, dtype=precision, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # in the epoch
         self.seeds = []  # for dropout and augmentation, one per iteration of the epoch
         self.generator = torch.default_generator
-        if on_gpu:
+        if self.on_gpu:
             self.generator = torch.cuda.default_generators[device.index]
+        self.graph = None
+        self.gather()
 
+    def gather(self):
+        """List the tensors that an iteration updates. Sparse layers have others than dense ones."""
+        state = self.state
         self.parameters = list(state.model.parameters())
         self.optimizer_state = {
             name: [sparse.survivors(tensor) for tensor in tensors.values()]
@@ -982,9 +1032,6 @@ class Step:
         for name, weight in prunable(state.model).items():
             mask = torch.empty_like(weight).copy_(state.masks[name])  # bool is ten times slower
             self.masks.append((weight, mask))
-        self.graph = None
-        if on_gpu:
-            self.capture()
 
     def __call__(self):
         """Train on the next batch."""
@@ -1036,74 +1083,148 @@ class Step:
         self.state.loss.add_(loss.detach())
         self.position.add_(1)
 
-    def capture(self):
-        """Capture the iteration as a CUDA graph, and keep it if its replays compute the same.
+    def speed_up(self):
+        """Take a fast way for the rest of the round, if it is seen to compute the same.
 
-        A capture needs eager iterations first. The same iterations are then replayed, and compared.
-        All of them are undone: the state stays as it is.
+        This is a CUDA graph, or sparse layers on a CPU. The iterations that come next are rehearsed
+        the plain way and the fast way, and undone: the state stays as it is.
         """
+        name, ways = self.fast_ways()
+        if not ways:
+            return
         before = utils.snapshot(vars(self.state))
-        stream = self.capture_stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            expected = self.rehearse(before)
-        torch.cuda.current_stream().wait_stream(stream)
-
+        problem = None
         try:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
-                self.iterate()
-            self.graph = graph
-            problem = mismatch(self.rehearse(before), expected)
-        except RuntimeError as error:
+            expected = self.rehearse(before)
+            for take in ways:
+                problem = self.problem_of(take, before, expected)
+                if not problem:
+                    break
+                self.take_plain_way()
+        finally:
+            self.rewind(before)
+        if problem:
+            print(f"running without {name}: {problem}")
+
+    def fast_ways(self):
+        """Return what the fast way is called, and functions that take it, to be tried in turn."""
+        if self.on_gpu:
+            return "a CUDA graph", [self.capture]
+        args = self.args
+        if not sparse.layers_below(self.state.model, self.state.masks, args.sparse_below):
+            return None, []
+        return "sparse layers", [
+            partial(self.take_sparse_layers, contiguous=False),  # faster
+            partial(self.take_sparse_layers, contiguous=True),
+        ]
+
+    def capture(self):
+        """Capture the iteration as a CUDA graph. A capture needs eager iterations first."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side_stream()):
+            self.iterate()
+        self.graph = graph
+
+    def take_sparse_layers(self, contiguous):
+        make_sparse(self.args, self.state, contiguous)
+        self.gather()
+
+    def take_plain_way(self):
+        self.graph = None
+        make_dense(self.state)
+        self.gather()
+
+    def problem_of(self, take, before, expected):
+        """Take a fast way; return in words why it cannot be used, or "" if it can."""
+        try:
+            take()
+            return mismatch(self.rehearse(before), expected)
+        except Exception as error:  # whatever a network raises that needs the plain way
+            if self.on_gpu:
+                torch.cuda.synchronize()
             while error.__context__:  # leaving a failed capture raises an error of its own
                 error = error.__context__
-            if isinstance(error, torch.OutOfMemoryError):
+            if utils.out_of_memory(error):
                 raise error from None
-            problem = str(error).partition("\n")[0]
-            torch.cuda.synchronize()
-        self.rewind(before)
-        if problem:
-            self.graph = None
-            print(f"running without a CUDA graph: {problem}")
+            reason = str(error).partition("\n")[0]
+            return f"{type(error).__name__}: {reason}"
 
     def rehearse(self, before):
         """Train for three iterations from the state `before`; return what they computed.
 
-        This is {"loss": sum of their losses, "update": Euclidean length of the parameters' change}.
-        While the learning rate is low, only the latter shows whether the parameters change.
+        This is {name: number}: the sum of the losses, the length of each weight's first gradient,
+        the length of the parameters' change, and then the loss of a batch in an evaluation.
         """
         self.rewind(before)
-        self.state.loss.zero_()
         start = [parameter.detach().clone() for parameter in self.parameters]
-        for _ in range(3):
-            self()
+        losses = []
+        gradients = {}
+        with self.on_side_stream():
+            for _ in range(3):
+                self.state.loss.zero_()
+                self()
+                losses.append(self.state.loss.item())
+                gradients = gradients or self.gradients()
         changes = [
             parameter.detach() - old for parameter, old in zip(self.parameters, start, strict=True)
         ]
+        batch = evaluation_batch(self.data)
+        evaluated, _ = evaluate(self.args, self.state.model, self.data, batch)
         return {
-            "loss": self.state.loss.item(),
+            "loss": sum(losses),
+            **gradients,
             "update": nn.utils.get_total_norm(changes).item(),
+            "loss of an evaluation": evaluated,
         }
+
+    def gradients(self):
+        """Return the length of the gradient of each prunable weight's survivors, {name: number}.
+
+        Each counts by itself: in a deep network with few weights, the gradient of the last bias
+        is longer than all others by orders of magnitude.
+        """
+        masks = dict(self.masks)
+        lengths = {}
+        for name, weight in self.state.model.named_parameters():
+            if name in self.state.masks and weight.grad is not None:
+                gradient = weight.grad * masks.get(weight, 1)  # a sparse layer has no mask
+                length = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+                lengths[f"gradient of {name}"] = length.item()
+        return lengths
 
     def rewind(self, before):
         """Return to the state `before`."""
         utils.restore(vars(self.state), before)
+        self.state.model.train()
         self.seeds = []  # the next call begins its epoch
 
-    @staticmethod
-    @cache  # each stream has its own memory, so a new one per round would use more and more
-    def capture_stream():
-        return torch.cuda.Stream()
+    @contextmanager
+    def on_side_stream(self):
+        """Run on the stream that captures, which waits for the current one and vice versa."""
+        if not self.on_gpu:
+            yield
+            return
+        stream = side_stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            yield
+        torch.cuda.current_stream().wait_stream(stream)
+
+
+@cache  # each stream has its own memory, so a new one per round would use more and more
+def side_stream():
+    """Return the stream on which CUDA graphs are captured."""
+    return torch.cuda.Stream()
 
 
 def mismatch(found, expected):
-    """Return in words how finite numbers differ from the expected ones, {name: number}."""
-    texts = []
-    for name, number in found.items():
-        if not (math.isfinite(number) and math.isclose(number, expected[name], rel_tol=1e-3)):
-            texts.append(f"its {name} is {number:.6g}, not {expected[name]:.6g}")
-    return ", ".join(texts)
+    """Return in words how a finite number differs from the expected one, {name: number}; or ""."""
+    for name, number in expected.items():
+        other = found.get(name, 0.0)
+        tolerance = TOLERANCES.get(name, 1e-3)
+        if not (math.isfinite(other) and math.isclose(other, number, rel_tol=tolerance)):
+            return f"the {name} changes from {number:.6g} to {other:.6g}"
+    return ""
 
 
 def forward(args, model, data, images):
@@ -1224,6 +1345,12 @@ def measure(args, state, data, steps, end):
     return row
 
 
+def evaluation_batch(data):
+    """Return the first batch of an evaluation of the validation examples: images and labels."""
+    size = EVAL_BATCH[data.device.type]
+    return tuple(part[:size] for part in data.val)
+
+
 @torch.no_grad()
 def evaluate(args, model, data, examples):
     """Return the mean loss and the accuracy in percent over all examples, a part of `data`.
@@ -1326,13 +1453,14 @@ def parse_args(argv=None):
     check_one_shot(parser, args)
 
     if args.val_size is None:
-        args.val_size = archs.facts(args.dataset).VAL_SIZE
+        args.val_size = int(archs.facts(args.dataset).VAL_SIZE)
     for name, other in utils.FOLLOWS.items():
         if getattr(args, name) is None:
             setattr(args, name, getattr(args, other))
+    if args.amp and args.sparse_below:
+        parser.error("--sparse_below is not for --amp: sparse layers do not compute in bfloat16")
     if args.sparse_below is None:
-        # Sparse products were measured with MKL only. With --amp, dense layers use bfloat16, which
-        # is faster than MKL's sparse products in float32.
+        # Sparse products were measured with MKL only.
         args.sparse_below = 0 if args.amp or not torch.backends.mkl.is_available() else SPARSE_BELOW
     args.lr_milestones.sort()
     return args
@@ -1350,6 +1478,9 @@ def check_architecture(parser, args):
             f"--arch_type={args.arch_type} does not support --dataset={args.dataset}; "
             f"these do: {', '.join(names)}"
         )
+    module = archs.architecture(args.dataset, args.arch_type)
+    if not hasattr(module, "build"):
+        parser.error(f"{module.__file__} has no function build(channels, size, classes)")
 
 
 def check_one_shot(parser, args):

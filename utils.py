@@ -122,11 +122,16 @@ def one_line_errors(program):
     except OSError as error:
         exit_with(1, program, f"error: {type(error).__name__}: {error}")
     except (MemoryError, RuntimeError) as error:
-        out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        # torch has no error type for the CPU's memory.
-        if not out_of_memory and "can't allocate memory" not in str(error):
+        if not out_of_memory(error):
             raise
         exit_with(1, program, f"error: out of memory, a smaller --batch_size needs less: {error}")
+
+
+def out_of_memory(error):
+    """Return whether an error says that memory is used up."""
+    # torch has no error type for the CPU's memory.
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or "can't allocate memory" in str(error)
 
 
 def exit_with(status, program, message):
@@ -310,7 +315,8 @@ def restore(live, saved):
         if isinstance(value, dict):
             restore(value, saved[key])
         elif isinstance(value, torch.Tensor):
-            value.copy_(saved[key])
+            sparse = value.layout == torch.sparse_csr
+            value.copy_(saved[key].sparse_mask(value) if sparse else saved[key])
         elif isinstance(value, nn.Module):
             value.load_state_dict(saved[key])
         else:
@@ -896,6 +902,8 @@ def read_ticket(run, round_, masks):
     free = {"prune_type", "masks_from", "rewind_iter"}
     try:
         ticket = load_checkpoint(path, {"masks": dict, "args": dict, "made_by": dict})
+        # Shared weights have several names in a ticket. Each needs one mask only.
+        ticket["masks"] = {name: ticket["masks"].get(name) for name in masks}
         if not same_structure(masks, ticket["masks"]):
             raise BadInput(f"{path} has the masks of another network")
         if other := difference(run.settings, ticket["args"], run.defaults, free):
@@ -1060,7 +1068,7 @@ def save_round(run, log):
     ticket = {
         "model": state.best,
         "final": state.model,
-        "masks": state.masks,
+        "masks": under_all_names(state.model, state.masks),
         "round": state.round,
         "weights_remaining": values["compression"],
         "test_accuracy": values["bestaccuracy"],
@@ -1078,6 +1086,16 @@ def save_round(run, log):
         f"{title(run.args, state.round)}: test accuracy {values['bestaccuracy']:.2f}% "
         f"at best validation ({place}), {values['finalaccuracy']:.2f}% at the end"
     )
+
+
+def under_all_names(model, masks):
+    """Return masks, {parameter name: tensor}, under all names of weights that modules share."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if names[parameter] in masks:
+            found[name] = masks[names[parameter]]
+    return found
 
 
 def settings_page(args):

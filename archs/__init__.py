@@ -7,6 +7,7 @@ precedence over a file of the same name in `common`.
 
 import importlib
 import pkgutil
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def facts(dataset):
         raise ValueError(
             f"{module.__file__}: STD must have one number in (0, 1] per channel, not {module.STD}"
         )
-    if not isinstance(module.VAL_SIZE, int) or module.VAL_SIZE < 0:
+    if not isinstance(module.VAL_SIZE, Integral) or module.VAL_SIZE < 0:
         raise ValueError(
             f"{module.__file__}: VAL_SIZE must be a whole number in [0, inf), not {module.VAL_SIZE}"
         )
@@ -68,7 +69,7 @@ def build(dataset, arch_type):
     It maps normalized float images (N, C, H, W) to logits (N, classes).
     """
     data = facts(dataset)
-    return _architecture(dataset, arch_type).build(data.CHANNELS, data.SIZE, data.CLASSES)
+    return architecture(dataset, arch_type).build(data.CHANNELS, data.SIZE, data.CLASSES)
 
 
 def initializer(dataset, arch_type):
@@ -76,15 +77,16 @@ def initializer(dataset, arch_type):
 
     It draws the weights of a network from torch's generator, in place.
     """
-    return getattr(_architecture(dataset, arch_type), "initialize", None)
+    return getattr(architecture(dataset, arch_type), "initialize", None)
 
 
 def paper_flags(dataset, arch_type):
     """Return the paper's settings in an architecture's file, a list of flags; [] if it has none."""
-    return getattr(_architecture(dataset, arch_type), "PAPER", "").split()
+    return getattr(architecture(dataset, arch_type), "PAPER", "").split()
 
 
-def _architecture(dataset, arch_type):
+def architecture(dataset, arch_type):
+    """Return the module of an architecture, which has the function `build`."""
     folder = dataset if arch_type in _modules(dataset, packages=False) else "common"
     return importlib.import_module(f"{__name__}.{folder}.{arch_type}")
 
@@ -105,15 +107,23 @@ def load(dataset, data_dir, train):
         reason = one_line(error)
         if all((Path(data_dir) / name).exists() for name in data.FILES):
             raise ValueError(
-                f"{dataset} is damaged. Delete or replace these files {files} ({reason})"
+                f"{dataset} cannot be loaded ({reason}). "
+                f"If they are damaged, replace these files {files}"
             ) from error
         raise OSError(
             f"{dataset} is missing and cannot be downloaded. Put these files {files}; "
             f"or use --dataset=digits, which needs no download ({reason})"
         ) from error
 
-    images, labels = map(torch.as_tensor, examples)
     shape = (data.CHANNELS, data.SIZE, data.SIZE)
+    try:
+        images, labels = map(torch.as_tensor, examples)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{data.__file__}: load must return uint8 images of shape (N, {data.CHANNELS}, "
+            f"{data.SIZE}, {data.SIZE}) and integer labels of shape (N,), as two NumPy arrays or "
+            f"tensors ({one_line(error)})"
+        ) from error
     if images.dtype != torch.uint8 or images.shape[1:] != shape:
         raise ValueError(
             f"{dataset} has images of {_name(images.dtype)} of shape {tuple(images.shape[1:])}, "
@@ -121,6 +131,7 @@ def load(dataset, data_dir, train):
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"{dataset} has labels of {_name(labels.dtype)}, not integers, {files}")
+    labels = labels.long()
     if labels.shape != (len(images),) or len(labels) == 0:
         raise ValueError(
             f"{dataset} has {len(images)} images and labels of shape {tuple(labels.shape)}, {files}"
@@ -130,7 +141,7 @@ def load(dataset, data_dir, train):
             f"{dataset} has labels in {int(labels.min())}..{int(labels.max())}, "
             f"not in 0..{data.CLASSES - 1}, {files}"
         )
-    return images.contiguous(), labels.long()
+    return images.contiguous(), labels
 
 
 def load_split(dataset, data_dir, seed=0, val_size=None):
@@ -140,7 +151,7 @@ def load_split(dataset, data_dir, seed=0, val_size=None):
     `load` and `split` raise.
     """
     if val_size is None:
-        val_size = facts(dataset).VAL_SIZE
+        val_size = int(facts(dataset).VAL_SIZE)
     train = load(dataset, data_dir, train=True)
     test = load(dataset, data_dir, train=False)
     return split(train, test, seed, val_size)

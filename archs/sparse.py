@@ -3,22 +3,23 @@
 On a CPU, they train and run faster than nn.Linear if few weights survive: docs/speed.md.
 """
 
+import math
 import warnings
 from collections import Counter
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.dropout import _DropoutNd
 
 CACHED = 2**20  # inputs (examples times features) of a product: 4 MB, which fit a CPU's caches
 
 
-def sparsify(model, masks, below):
-    """Replace linear layers of a network by a SparseLinear, in place.
+def layers_below(model, masks, below):
+    """Return the linear layers that can be made sparse, {name: layer}.
 
-    Layers of which less than `below` percent of the weights survive are replaced. Subclasses of
-    nn.Linear and layers that share their weight with others stay dense.
+    These have less than `below` percent of their weights. Left out are subclasses of nn.Linear,
+    layers that share their weight with others, and those with a `forward` of their own or a hook on
+    their weight.
 
     Args:
         model: an nn.Module.
@@ -28,22 +29,44 @@ def sparsify(model, masks, below):
     uses = Counter()
     for module in model.modules():
         uses.update(map(id, module.parameters(recurse=False)))
-    # Dropout draws in the order of memory. It drops the same units if outputs are contiguous.
-    contiguous = any(isinstance(module, _DropoutNd) for module in model.modules())
-    sparse = {}
+    found = {}
     for name, layer in model.named_modules():
         mask = masks.get(f"{name}.weight")
         if type(layer) is not nn.Linear or mask is None or uses[id(layer.weight)] != 1:
             continue
+        hooks = layer.weight._backward_hooks or layer.weight._post_accumulate_grad_hooks
+        if hooks or "forward" in vars(layer):
+            continue
         if 100 * int(mask.sum()) < below * mask.numel():
-            sparse[layer] = SparseLinear(layer, mask.to(layer.weight.device), contiguous)
-    _replace(model, sparse)
+            found[name] = layer
+    return found
+
+
+def sparsify(model, masks, below, contiguous=True):
+    """Make the layers_below of a network sparse, in place.
+
+    Pruned weights must be zero. If the outputs of a layer are not `contiguous`, they are laid out
+    column by column. This is faster if the next layer is sparse, too. But dropout, which draws in
+    the order of memory, then drops other units, and `view` may not work.
+    """
+    for name, layer in layers_below(model, masks, below).items():
+        dense = layer.weight
+        pattern = Pattern(dense, masks[f"{name}.weight"].to(dense.device), contiguous)
+        layer.weight = nn.Parameter(dense.detach()[pattern.mask], dense.requires_grad)
+        layer.pattern = pattern
+        layer.__class__ = SparseLinear
+        dense.detach().fill_(math.nan)  # so that a use of this tensor cannot pass unnoticed
 
 
 def densify(model):
-    """Replace each SparseLinear of a network by the nn.Linear it stands for, in place."""
-    layers = [layer for layer in model.modules() if isinstance(layer, SparseLinear)]
-    _replace(model, {layer: layer.dense() for layer in layers})
+    """Make the sparse layers of a network dense again, in place."""
+    for layer in model.modules():
+        if isinstance(layer, SparseLinear):
+            dense = layer.pattern.weight
+            dense.detach().copy_(layer.pattern.dense(layer.values))
+            layer.__class__ = nn.Linear
+            layer.weight = dense
+            del layer.pattern
 
 
 def survivors(tensor):
@@ -51,52 +74,81 @@ def survivors(tensor):
     return tensor.values() if tensor.layout == torch.sparse_csr else tensor
 
 
-def _replace(model, layers):
-    """Replace layers of a network, {old: new}, wherever they are used."""
-    for name, layer in list(model.named_modules(remove_duplicate=False)):
-        if layer in layers:
-            model.set_submodule(name, layers[layer].train(layer.training))
+class WeightRead(RuntimeError):
+    """Raised if the weight of a sparse layer is read, which has only the survivors."""
 
 
-class SparseLinear(nn.Module):
+class SparseLinear(nn.Linear):
     """A linear layer that has only the weights that a mask keeps. The others are zero.
 
-    It computes what the nn.Linear does that it replaces, and has the same state dict: `weight` with
-    zeros where it is pruned, and `bias`. Its parameters are `values`, the surviving weights in the
-    order of the rows of `weight`, and `bias`.
+    An nn.Linear becomes one by changing its class, so that its hooks and all references to it stay
+    valid. Its parameter `weight` is then the vector of survivors, in the order of the rows. Its
+    state dict is that of the nn.Linear, with zeros where weights are pruned.
 
-    Products are computed in the type of the parameters, also under autocast, because PyTorch has no
-    sparse ones in bfloat16 on a CPU.
-
-    Args:
-        linear: the nn.Linear to replace. The bias is shared with it.
-        mask: bool tensor (out_features, in_features), true if a weight survives.
-        contiguous: whether the output is contiguous. Otherwise it is laid out column by column,
-            which is faster if the next layer is sparse, too; `reshape` works on it, but `view` may
-            not.
+    Reading `weight` raises WeightRead. (An AttributeError would make nn.Module return the vector.)
     """
 
-    def __init__(self, linear, mask, contiguous=True):
-        super().__init__()
-        self.out_features, self.in_features = mask.shape
-        self.contiguous = contiguous
-        weight = linear.weight
-        self.values = nn.Parameter(weight.detach()[mask], weight.requires_grad)
-        self.bias = linear.bias
+    @property
+    def weight(self):
+        raise WeightRead("the weight of a sparse layer is read")
 
+    @property
+    def values(self):
+        """The parameter `weight`, the vector of survivors."""
+        return self._parameters["weight"]
+
+    def forward(self, x):
+        rows = x.reshape(-1, self.in_features)
+        examples = max(1, CACHED // self.in_features)
+        parts = [rows] if len(rows) <= examples else rows.split(examples)
+        products = [
+            SparseProduct.apply(part, self.values, self.bias, self.pattern) for part in parts
+        ]
+        y = products[0] if len(products) == 1 else torch.cat(products)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.pattern.dense(self.values)
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        name = f"{prefix}weight"
+        weight = state_dict.get(name)
+        if weight is not None and weight.shape == self.pattern.mask.shape:
+            values = weight[self.pattern.mask]
+            if weight.count_nonzero() != values.count_nonzero():
+                *_, errors = rest
+                errors.append(f"{name} is not zero where this layer is pruned")
+            state_dict = state_dict | {name: values}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Pattern:
+    """The places of the survivors in the weight of an nn.Linear.
+
+    Args:
+        weight: the weight, a Parameter (out_features, in_features), to which densify returns.
+        mask: bool tensor of the same shape, true if a weight survives.
+        contiguous: whether the outputs of the layer are contiguous.
+    """
+
+    def __init__(self, weight, mask, contiguous):
+        self.weight = weight
+        self.mask = mask
+        self.contiguous = contiguous
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             rows = mask.to_sparse_csr()
         # The survivors of a row are those from row_starts[i] to row_starts[i + 1].
         # MKL would convert int64 in each call.
-        self.register_buffer("row_starts", rows.crow_indices().int(), persistent=False)
-        self.register_buffer("columns", rows.col_indices().int(), persistent=False)
+        self.row_starts = rows.crow_indices().int()
+        self.columns = rows.col_indices().int()
         # The same for the transposed weight, whose survivors are values[order].
-        numbers = torch.arange(len(self.values), device=mask.device)
+        numbers = torch.arange(len(self.columns), device=mask.device)
         columns = self.matrix(numbers).to_sparse_csc()
-        self.register_buffer("column_starts", columns.ccol_indices(), persistent=False)
-        self.register_buffer("rows", columns.row_indices(), persistent=False)
-        self.register_buffer("order", columns.values(), persistent=False)
+        self.column_starts = columns.ccol_indices()
+        self.rows = columns.row_indices()
+        self.order = columns.values()
 
     def matrix(self, values):
         """Return values of the survivors as a CSR tensor (out_features, in_features)."""
@@ -104,7 +156,7 @@ class SparseLinear(nn.Module):
             self.row_starts,
             self.columns,
             values,
-            (self.out_features, self.in_features),
+            self.mask.shape,
             check_invariants=False,
         )
 
@@ -114,92 +166,47 @@ class SparseLinear(nn.Module):
             self.column_starts,
             self.rows,
             values.index_select(0, self.order),
-            (self.in_features, self.out_features),
+            self.mask.shape[::-1],
             check_invariants=False,
         )
 
-    @property
-    def weight(self):
-        """The dense weight (out_features, in_features), from which gradients flow to `values`."""
-        return self.matrix(self.values).to_dense()
-
-    @property
-    def mask(self):
-        """The bool tensor (out_features, in_features) that is true if a weight survives."""
-        return self.matrix(torch.ones_like(self.values)).to_dense().bool()
-
-    def forward(self, x):
-        if x.dim() != 2:
-            y = self(x.reshape(-1, self.in_features))
-            return y.view(*x.shape[:-1], self.out_features)
-        examples = max(1, CACHED // self.in_features)
-        if len(x) > examples:
-            return torch.cat([self(part) for part in x.split(examples)])
-        if torch.is_autocast_enabled(x.device.type):
-            y = SparseProduct.apply(x.to(self.values.dtype), self.values, self.bias, self)
-            return y.to(torch.get_autocast_dtype(x.device.type))
-        return SparseProduct.apply(x, self.values, self.bias, self)
-
-    def extra_repr(self):
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, survivors={len(self.values)}"
-        )
-
-    def dense(self):
-        """Return the nn.Linear with the same weights. It shares the bias."""
-        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        linear.weight = nn.Parameter(self.weight.detach(), self.values.requires_grad)
-        linear.bias = self.bias
-        return linear
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        self.dense()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, state_dict, prefix, *rest):
-        linear = self.dense()
-        linear._load_from_state_dict(state_dict, prefix, *rest)
-        mask = self.mask
-        if linear.weight[~mask].any():
-            *_, errors = rest
-            errors.append(f"{prefix}weight is not zero where this layer is pruned")
-        with torch.no_grad():
-            self.values.copy_(linear.weight[mask])
-        self.bias = linear.bias  # another one with load_state_dict(assign=True)
+    def dense(self, values):
+        """Return values of the survivors as a tensor (out_features, in_features) with zeros."""
+        return self.matrix(values.detach()).to_dense()
 
 
 class SparseProduct(torch.autograd.Function):
     """x @ weight.T + bias, in time proportional to the number of survivors.
 
     Activations (N, features) are stored as their transpose (features, N), so that the products run
-    along rows. Products are written to `out`, because autocast leaves such calls alone.
+    along rows.
     """
 
     @staticmethod
-    def forward(ctx, x, values, bias, layer):
+    def forward(ctx, x, values, bias, pattern):
         x_t = x.t().contiguous()
-        y_t = x.new_empty(layer.out_features, len(x))
+        n, outputs = len(x), len(pattern.mask)
+        y = x.new_empty_strided((n, outputs), (1, n))  # a view could not be changed in place
         start = x.new_zeros(()) if bias is None else bias.unsqueeze(1)
-        matrix = layer.matrix(values)
-        torch.addmm(start, matrix, x_t, out=y_t)
-        ctx.layer = layer
-        ctx.pattern = matrix
+        matrix = pattern.matrix(values)
+        torch.addmm(start, matrix, x_t, out=y.t())
+        ctx.pattern = pattern
+        ctx.matrix = matrix
         ctx.save_for_backward(x_t, values)
-        return y_t.t().contiguous() if layer.contiguous else y_t.t()
+        return y.contiguous() if pattern.contiguous else y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        layer = ctx.layer
         x_t, values = ctx.saved_tensors
         gradient_t = gradient.t().contiguous()
         of_x = of_values = of_bias = None
         if ctx.needs_input_grad[0]:
             of_x = torch.empty_like(x_t)
-            torch.mm(layer.transposed_matrix(values), gradient_t, out=of_x)
+            torch.mm(ctx.pattern.transposed_matrix(values), gradient_t, out=of_x)
             of_x = of_x.t()
         if ctx.needs_input_grad[1]:
-            product = torch.sparse.sampled_addmm(ctx.pattern, gradient_t, x_t.t(), beta=0)
+            product = torch.sparse.sampled_addmm(ctx.matrix, gradient_t, x_t.t(), beta=0)
             of_values = product.values()
         if ctx.needs_input_grad[2]:
             of_bias = gradient_t.sum(1)

@@ -14,7 +14,7 @@ from torchvision.datasets import cifar, mnist
 import archs
 import main
 import utils
-from conftest import Mark, small_data
+from conftest import Mark, same, small_data, small_network
 
 
 def pairs(*facts_that_differ):
@@ -322,6 +322,57 @@ def test_mistakes_in_a_dataset_are_named(changes, message, own):
     assert "damaged" not in str(error.value)
 
 
+LOADS = {
+    "None": "'NoneType' object is not iterable",
+    "(images, labels, labels)": "too many values to unpack",
+    "(images, np.array([None] * 30))": "can't convert np.ndarray of type numpy.object_",
+    "([image for image in images], labels)": "only integer tensors of a single element can be",
+    "([np.zeros((1, 28, n)) for n in range(1, 31)], labels)": "inhomogeneous|expected sequence",
+    "{'images': images, 'labels': labels}": "invalid data type 'str'",
+}
+
+
+@pytest.mark.parametrize("examples", LOADS)
+def test_what_load_must_return_is_said(examples, own):
+    images = "torch.zeros(30, 1, 28, 28, dtype=torch.uint8)"
+    defined = f"images, labels = {images}, torch.zeros(30, dtype=torch.long)"
+    text = f"lambda data_dir, train: {examples}\nimport numpy as np\n{defined}"
+    write_dataset(own, "mine", load=text)
+    with pytest.raises(ValueError, match=LOADS[examples]) as error:
+        archs.load("mine", "nowhere", True)
+    assert str(error.value).startswith(
+        f"{own}/mine/__init__.py: load must return uint8 images of shape (N, 1, 28, 28) and "
+        "integer labels of shape (N,), as two NumPy arrays or tensors ("
+    )
+
+
+def test_an_error_in_load_is_not_called_damage(own):
+    text = "lambda data_dir, train: {}['train']"
+    write_dataset(own, "mine", load=text)
+    with pytest.raises(ValueError, match=r"^mine cannot be loaded \(KeyError: 'train'\)") as error:
+        archs.load("mine", "nowhere", True)
+    assert "elete" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
+)
+def test_labels_may_have_any_integer_type(dtype, own):
+    labels = f"__import__('numpy').arange(30, dtype='{dtype}') % 10"
+    write_dataset(own, "mine", load=LABELS.format(labels))
+    _, found = archs.load("mine", "nowhere", True)
+    assert found.dtype == torch.int64
+    assert found.tolist() == [n % 10 for n in range(30)]
+
+
+def test_val_size_may_be_an_integer_of_numpy(own, small_args, undrawn):
+    write_dataset(own, "mine", VAL_SIZE="__import__('numpy').int64(10)")
+    args = small_args(dataset="mine", prune_iterations=1, end_iter=1, batch_size=10)
+    assert type(args.val_size) is int
+    main.main(args)
+    assert [len(labels) for _, labels in archs.load_split("mine", "nowhere")] == [20, 10, 30]
+
+
 def test_labels_may_be_a_column_of_a_table(own, small_args, undrawn):
     """Such a tensor is not contiguous."""
     write_dataset(own, "mine", load=LABELS.format("(torch.arange(60) % 10).view(30, 2)[:, 0]"))
@@ -343,10 +394,43 @@ def test_mistakes_in_a_dataset_do_not_affect_others(own, small_args, capsys):
 NETWORKS = [
     (
         "nn.Sequential(nn.Flatten(), nn.Linear(784, 3))",
-        r"returns shape \(2, 3\), not logits of shape \(2, 10\)",
+        r"forward returns shape \(2, 3\) in evaluation, not logits of shape \(2, 10\)",
     ),
-    ("nn.Linear(7, 10)", r"cannot be trained on batches of \(2, 1, 28, 28\)"),
+    ("nn.Linear(7, 10)", r"evaluation fails on images of shape \(2, 1, 28, 28\): RuntimeError: "),
     ("nn.Identity()", "not logits"),
+    ("None", "build returns NoneType, not an nn.Module"),
+    ("Returning(lambda y, training: (y, y))", "forward returns tuple in evaluation, not logits"),
+    ("Returning(lambda y, training: {'y': y})", "forward returns dict in evaluation, not logits"),
+    ("Returning(lambda y, training: y if training else (y,))", "returns tuple in evaluation"),
+    ("Returning(lambda y, training: y if training else {})", "returns dict in evaluation"),
+    ("Returning(lambda y, training: (y,) if training else y)", "returns tuple in training"),
+    (
+        "Returning(lambda y, training: y.argmax(1) if training else y)",
+        r"forward returns shape \(2,\) in training, not logits of shape \(2, 10\)",
+    ),
+    (
+        "Returning(lambda y, training: y.detach())",
+        "cannot be trained and restored: RuntimeError: .* does not require grad",
+    ),
+    (
+        "Returning(lambda y, training: y.view(7, -1) if training else y)",
+        "training fails on images of shape .*: RuntimeError: shape '.*' is invalid",
+    ),
+    (
+        "nn.Sequential(nn.Flatten(), nn.LazyLinear(10))",
+        "lazy layers have no weights yet: run the network once in build",
+    ),
+    ("Embedding(nn.Embedding(2, 1, sparse=True))", "embed without sparse=True"),
+    (
+        "Embedding(nn.Embedding(2, 1).to(torch.bfloat16))",
+        "0.weight is torch.bfloat16, not torch.float32",
+    ),
+    (
+        "nn.Sequential(nn.Flatten(), nn.Linear(784, 10, dtype=torch.complex64))",
+        "1.weight is torch.complex64, not torch.float32",
+    ),
+    ("Buffer(torch.ones(1).expand(10))", r"elements of scale share memory .* add .clone\(\)"),
+    ("Extra()", "the state dict has _extra_state, which cannot be reset: .* in buffers"),
     (
         "nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False)",
         "nothing of mine would be pruned",
@@ -354,12 +438,85 @@ NETWORKS = [
 ]
 
 
+CLASSES = """
+import torch
+from torch import nn
+
+
+class Linear(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(784, 10))
+
+
+class Returning(Linear):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return self.change(super().forward(x), self.training)
+
+
+class Embedding(nn.Sequential):
+    def __init__(self, embedding):
+        super().__init__(embedding, nn.Flatten(), nn.Linear(784, 10))
+
+    def forward(self, x):
+        return super().forward((x > 0).long())
+
+
+class Buffer(Linear):
+    def __init__(self, scale):
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+
+class Extra(Linear):
+    def get_extra_state(self):
+        return {"calls": 0}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def build(channels, size, classes):
+"""
+
+
 @pytest.mark.parametrize(("network", "message"), NETWORKS)
-def test_unsuitable_networks_are_refused(network, message, own, small_args):
-    text = f"from torch import nn\ndef build(channels, size, classes): return {network}"
-    (own / "common/mine.py").write_text(text)
-    with pytest.raises(utils.BadInput, match=message):
+def test_unsuitable_networks_are_refused(network, message, own, small_args, monkeypatch):
+    (own / "common/mine.py").write_text(f"{CLASSES}    return {network}")
+    monkeypatch.setattr(main, "train", None)
+    with pytest.raises(utils.BadInput, match=message) as error:
         main.main(small_args(arch_type="mine"))
+    named = str(own / "common/mine.py") in str(error.value)
+    assert named or "would be pruned" in message
+
+
+def test_a_file_without_build_is_refused(own, small_args, capsys):
+    (own / "common/mine.py").write_text(CLASSES.replace("def build", "def make") + "    pass")
+    with pytest.raises(SystemExit):
+        small_args(arch_type="mine")
+    message = f"{own}/common/mine.py has no function build(channels, size, classes)\n"
+    assert capsys.readouterr().err.endswith(message)
+
+
+def test_the_check_before_training_changes_nothing(small_args, monkeypatch):
+    monkeypatch.setattr(archs, "build", small_network)
+    args = small_args()
+    state = main.new_state(args, main.new_model(args, 0))
+    before = utils.snapshot(vars(state))
+    main.check_training(args, state, small_data(480))
+    assert same(before, utils.snapshot(vars(state)))
+
+
+def test_memory_used_up_by_the_check_is_reported_as_such(small_args, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(main.Step, "iterate", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        main.main(small_args())
 
 
 def test_a_mistake_in_a_users_file_keeps_its_traceback(own, small_args):
@@ -375,7 +532,7 @@ def test_a_mistake_in_a_users_file_keeps_its_traceback(own, small_args):
 def test_a_batch_too_small_for_batch_norm_is_refused(small_args):
     with pytest.raises(
         utils.BadInput,
-        match=r"vgg19 cannot be trained on batches of .*more than 1 value per channel",
+        match=r"vgg19.py: training fails on images .*: ValueError: Expected more than 1 value per",
     ):
         main.main(small_args(arch_type="vgg19", batch_size=1))
 

@@ -549,6 +549,20 @@ def test_masks_from_lt_need_its_criterion(small_args):
         main.main(small_args(prune_type="reinit", masks_from="lt"))
 
 
+def test_a_note_names_the_layers_that_a_criterion_empties(small_args, undrawn, monkeypatch, capsys):
+    def score(args, model, initial, masks, data):
+        weights = main.prunable(model)
+        return {name: weights[name].abs() + (name != "1.weight") for name in masks}
+
+    table = main.CRITERIA | {"emptying": main.Criterion("", score)}
+    monkeypatch.setattr(main, "CRITERIA", table)
+    args = small_args(criterion="emptying", prune_scope="global", prune_percent=89)
+    main.main(args)
+    assert not ticket(args, 1)["masks"]["1.weight"].any()
+    notes = [line for line in capsys.readouterr().out.splitlines() if "no weights left" in line]
+    assert notes == ["note: round 1 has no weights left in 1.weight"]
+
+
 def test_a_run_does_not_resume_with_another_criterion(small_args):
     main.main(small_args(prune_iterations=1))
     with pytest.raises(utils.BadInput, match="has results with --criterion=magnitude, not snip"):

@@ -15,7 +15,7 @@ import archs
 import combine_plots
 import main
 import utils
-from conftest import ROOT, check_masks, command, ticket, trial_data
+from conftest import ROOT, check_masks, command, same, ticket, trial_data
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 README = PAGES[0].read_text()
@@ -59,7 +59,9 @@ torch.manual_seed(0)
 print(training_loss())
 for name, mask in ticket["masks"].items():
     layer = model.get_submodule(name.rpartition(".")[0])
-    print(int((layer.weight != 0).sum() - mask.sum()), type(layer) is torch.nn.Linear)
+    is_dense = type(layer) is torch.nn.Linear
+    weight = layer.weight if is_dense else layer.state_dict()["weight"]
+    print(int((weight != 0).sum() - mask.sum()), is_dense)
 """
     results = []
     for code in (use, use + use_sparse):
@@ -71,6 +73,66 @@ for name, mask in ticket["masks"].items():
         assert float(after) < float(before)
         assert counts == ["0", str(code is use)] * 3
     assert results[1] == pytest.approx(results[0], rel=1e-4)
+
+
+SHARED = """
+from torch import nn
+
+
+class Network(nn.Module):
+    def __init__(self, inputs, classes):
+        super().__init__()
+        self.first = nn.Linear(inputs, 60)
+        self.a = nn.Linear(60, 60)
+        self.b = nn.Linear(60, 60)
+        self.b.weight = self.a.weight
+        self.again = self.first
+        self.out = nn.Linear(60, classes)
+
+    def forward(self, x):
+        return self.out(self.b(self.a(self.again(x.flatten(1)).relu()).relu()).relu())
+
+
+def build(channels, size, classes):
+    return Network(channels * size * size, classes)
+"""
+
+
+def test_using_a_ticket_of_layers_that_share_weights(scratch, monkeypatch):
+    (scratch / "archs/common/shared.py").write_text(SHARED)
+    flags = ["--dataset=digits", "--arch_type=shared", "--prune_percent=60"]
+    run(*flags, "--prune_iterations=3")
+    use = block("python", README, "## Using a ticket")
+    use = use.replace('"fc1"', '"shared"').replace("fc1/digits/15", "shared/digits/2")
+    train = block("python", README, "keeps the pruned weights at zero")
+    names = {}
+    exec(use + train, names)
+    model, masks = names["model"], names["ticket"]["masks"]
+    assert list(masks) == [f"{name}.weight" for name in ("first", "a", "b", "again", "out")]
+    for name, mask in masks.items():
+        weight = model.get_submodule(name.rpartition(".")[0]).weight
+        assert not weight[~mask].any()
+        assert weight[mask].all()
+
+    # Shared weights are counted once.
+    sizes = [784 * 60, 60 * 60, 600]
+    survivors = [int(masks[f"{name}.weight"].sum()) for name in ("first", "a", "out")]
+    remaining = 100 * sum(survivors) / sum(sizes)
+    assert names["ticket"]["weights_remaining"] == pytest.approx(remaining)
+
+    untrained = torch.load("saves/shared/digits/initial_state_dict_lt.pth.tar", weights_only=True)
+    for name, mask in masks.items():
+        untrained[name] *= mask
+    model = names["archs"].build("digits", "shared")
+    model.load_state_dict(untrained)
+    images, labels = names["test"]
+    hits = model((images / 255 - names["mean"]) / names["std"]).argmax(1) == labels
+    expected = np.load("dumps/lt/shared/digits/lt_untrained.dat")[2]
+    assert 100 * hits.double().mean().item() == pytest.approx(expected, abs=0.3)
+
+    run(*flags, "--prune_iterations=3", "--prune_type=reinit", "--masks_from=lt")
+    path = "saves/shared/digits/2_model_reinit.pth.tar"
+    assert same(torch.load(path, weights_only=True)["masks"], masks)
 
 
 def test_adding_an_architecture(scratch, capsys):

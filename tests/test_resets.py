@@ -299,6 +299,8 @@ def test_the_untrained_ticket_is_not_a_candidate(small_args, monkeypatch):
         if examples is data.val:
             evaluated.append(next(before))
             return (0.1, 99.0) if evaluated[-1] else (0.5, 40.0 + len(evaluated))
+        if not evaluated:
+            return 1.0, 0.0  # in the check before training
         return 1.0, 90.0 if evaluated[-1] else 30.0 + len(evaluated)
 
     monkeypatch.setattr(main, "evaluate", fake)

@@ -526,8 +526,9 @@ def test_a_training_loss_that_is_not_finite_stops_the_run(small_args):
 
 
 def test_a_validation_loss_that_is_not_finite_leaves_the_log_intact(small_args, monkeypatch):
-    # Of validation and test examples three times, of training examples, of round 1.
-    losses = iter([1.0] * 7 + [1.0, 1.0, math.inf, 1.0])
+    # Of the check before training; of validation and test examples three times, and of training
+    # examples; of round 1.
+    losses = iter([1.0] + [1.0] * 7 + [1.0, 1.0, math.inf, 1.0])
     monkeypatch.setattr(main, "evaluate", lambda *_: (next(losses), 50.0))
     args = small_args()
     with pytest.raises(utils.Failure, match="round 1, epoch 1"):
@@ -687,7 +688,7 @@ def test_parametrized_layers_are_refused(norm, small_args, monkeypatch):
 
     monkeypatch.setattr(archs, "build", build)
     monkeypatch.setattr(main, "train", None)
-    with pytest.raises(utils.BadInput, match="fc1 has parametrized layers"):
+    with pytest.raises(utils.BadInput, match=r"fc1.py: parametrized layers"):
         main.main(small_args())
 
 

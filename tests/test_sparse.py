@@ -3,30 +3,48 @@
 import ast
 import copy
 import json
+import math
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import archs
 import main
 import utils
-from archs.sparse import SparseLinear, densify, sparsify
-from conftest import finished_rounds, losses_of, same, ticket, trial_data
+from archs.sparse import (
+    SparseLinear,
+    SparseProduct,
+    WeightRead,
+    densify,
+    layers_below,
+    sparsify,
+)
+from conftest import finished_rounds, losses_of, same, small_data, ticket, trial_data
 
 
 def pair(mask, bias=True, dtype=torch.float64, contiguous=True):
-    """Return an nn.Linear with these survivors and the SparseLinear for it."""
+    """Return an nn.Linear with these survivors and its copy as a SparseLinear."""
     rows, columns = mask.shape
     torch.manual_seed(0)
     dense = nn.Linear(columns, rows, bias, dtype=dtype)
     with torch.no_grad():
         dense.weight.mul_(mask)
-    return dense, SparseLinear(copy.deepcopy(dense), mask, contiguous)
+    return dense, made_sparse(copy.deepcopy(dense), mask, contiguous)
+
+
+def made_sparse(linear, mask, contiguous=True):
+    """Make an nn.Linear a SparseLinear, even if all weights survive, and return it."""
+    sparsify(nn.Sequential(linear), {"0.weight": mask}, below=math.inf, contiguous=contiguous)
+    assert type(linear) is SparseLinear
+    return linear
 
 
 @st.composite
@@ -48,7 +66,7 @@ def gradients(layer, x, mask):
     layer.zero_grad()
     y = layer(x)
     y.square().sum().backward()
-    weight = layer.weight.grad[mask] if isinstance(layer, nn.Linear) else layer.values.grad
+    weight = layer.weight.grad[mask] if type(layer) is nn.Linear else layer.values.grad
     return [y.detach(), x.grad, weight, *([] if layer.bias is None else [layer.bias.grad])]
 
 
@@ -67,7 +85,7 @@ def test_outputs_and_gradients_are_those_of_the_dense_layer(mask, bias, shape, c
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
         with torch.no_grad():
             dense.weight -= 0.1 * dense.weight.grad * mask
-            sparse.values -= 0.1 * sparse.values.grad
+            sparse.values.sub_(0.1 * sparse.values.grad)
             if bias:
                 dense.bias -= 0.1 * dense.bias.grad
                 sparse.bias -= 0.1 * sparse.bias.grad
@@ -113,34 +131,11 @@ def test_autograd_agrees_with_finite_differences():
 def test_frozen_inputs_values_and_biases_get_no_gradient():
     dense, _ = pair(EMPTY)
     dense.weight.requires_grad = False
-    sparse = SparseLinear(dense, EMPTY)
+    sparse = made_sparse(dense, EMPTY)
     y = sparse(torch.randn(5, 4, dtype=torch.float64))
     y.sum().backward()
     assert sparse.values.grad is None
     assert sparse.bias.grad.tolist() == [5, 5, 5]
-
-
-@pytest.mark.parametrize("within", [True, False])
-def test_under_autocast_the_output_is_bfloat16_and_gradients_are_float32(within):
-    mask = torch.rand(20, 30) < 0.1
-    dense, sparse = pair(mask, dtype=torch.float32)
-    x = torch.randn(50, 30)
-    results = []
-    for layer in (dense, sparse):
-        inputs = [x.clone().requires_grad_(), x.bfloat16().requires_grad_()]
-        for x_ in inputs:
-            with torch.autocast("cpu", torch.bfloat16):
-                y = layer(x_)
-                assert y.dtype == torch.bfloat16
-                if within:
-                    y.sum().backward()
-            if not within:
-                y.sum().backward()
-            assert x_.grad.dtype == x_.dtype
-            results.append(y.float())
-    torch.testing.assert_close(results[2:], results[:2], rtol=0.02, atol=0.02)
-    assert sparse.values.grad.dtype == sparse.bias.grad.dtype == torch.float32
-    torch.testing.assert_close(sparse.values.grad, dense.weight.grad[mask], rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -156,15 +151,13 @@ def test_the_state_dict_is_that_of_the_dense_layer(bias):
         dense.weight.copy_(torch.arange(1, 13).view(3, 4) * EMPTY)
         if bias:
             dense.bias.fill_(7)
-    for assign in (False, True):
-        layer = copy.deepcopy(sparse)
-        layer.load_state_dict(copy.deepcopy(dense.state_dict()), assign=assign)
-        x = torch.randn(5, 4, dtype=torch.float64)
-        torch.testing.assert_close(layer(x), dense(x))
-        assert layer.values.tolist() == [5, 8, 11, 12]
-        fresh = nn.Linear(4, 3, bias, dtype=torch.float64)
-        fresh.load_state_dict(layer.state_dict())
-        assert torch.equal(fresh.weight, dense.weight)
+    sparse.load_state_dict(dense.state_dict())
+    x = torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(sparse(x), dense(x))
+    assert sparse.values.tolist() == [5, 8, 11, 12]
+    fresh = nn.Linear(4, 3, bias, dtype=torch.float64)
+    fresh.load_state_dict(sparse.state_dict())
+    assert torch.equal(fresh.weight, dense.weight)
 
 
 def test_a_state_dict_that_does_not_fit_is_refused():
@@ -181,23 +174,36 @@ def test_a_state_dict_that_does_not_fit_is_refused():
         sparse.load_state_dict(good | {"values": torch.zeros(4)})
 
 
-def test_the_dense_weight_can_be_read_and_differentiated():
-    dense, sparse = pair(EMPTY)
-    assert torch.equal(sparse.weight, dense.weight)
-    assert torch.equal(sparse.mask, EMPTY)
-    numbers = torch.arange(12.0, dtype=torch.float64).view(3, 4)
-    (sparse.weight * numbers).sum().backward()
-    assert sparse.values.grad.tolist() == [4, 7, 10, 11]
-
-
 def test_a_copy_is_independent():
     dense, sparse = pair(EMPTY)
     other = copy.deepcopy(sparse)
     with torch.no_grad():
         sparse.values.zero_()
         sparse.bias.zero_()
-    assert torch.equal(other.weight, dense.weight)
-    assert torch.equal(other.bias, dense.bias)
+    assert same(dict(other.state_dict()), dict(dense.state_dict()))
+
+
+def test_whoever_needs_the_dense_weight_notices_that_it_is_not_there():
+    linear = nn.Linear(4, 3)
+    weight = linear.weight
+    made_sparse(linear, EMPTY)
+    with pytest.raises(WeightRead, match="the weight of a sparse layer is read"):
+        linear.weight.data.clamp_(0, 1)
+    with pytest.raises(WeightRead):
+        getattr(linear, "weight", None)
+    assert weight.isnan().all()
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_outputs_can_be_changed_in_place(contiguous):
+    dense, sparse = pair(EMPTY, contiguous=contiguous)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    grads = []
+    for layer in (dense, sparse):
+        y = F.relu(layer(x).mul_(2), inplace=True)
+        y.square().sum().backward()
+        grads.append(layer.bias.grad)
+    torch.testing.assert_close(*grads)
 
 
 def test_the_layer_needs_only_torch():
@@ -225,9 +231,16 @@ class Network(nn.Module):
         self.other.weight = self.one.weight
         self.attention = nn.MultiheadAttention(4, 1)
         self.convolution = nn.Conv2d(1, 1, 3)
+        self.hooked = nn.Linear(4, 4)
+        self.hooked.weight.register_hook(lambda gradient: 2 * gradient)
+        self.hooked_later = nn.Linear(4, 4)
+        self.hooked_later.weight.register_post_accumulate_grad_hook(lambda _: None)
+        self.own_forward = nn.Linear(4, 4)
+        self.own_forward.forward = lambda x: x
 
     def forward(self, x):
         x = self.at_the_limit(x) + self.below_it(x) + self.unlisted(x)
+        x = self.hooked(self.hooked_later(self.own_forward(x)))
         x = self.other(self.one(self.again(self.twice(x))))
         return self.attention(x, x, x)[0]
 
@@ -250,8 +263,8 @@ def network():
 
 def test_only_plain_layers_below_the_limit_become_sparse_wherever_they_are():
     model, masks = network()
-    expected = copy.deepcopy(model)
-    model.twice.eval()
+    expected = network()[0]
+    assert set(layers_below(model, masks, below=30)) == {"at_the_limit", "below_it", "twice.0"}
     sparsify(model, masks, below=30)
     sparse = {
         name
@@ -260,8 +273,7 @@ def test_only_plain_layers_below_the_limit_become_sparse_wherever_they_are():
     }
     assert sparse == {"at_the_limit", "below_it", "twice.0", "again"}
     assert model.again is model.twice[0]
-    assert model.below_it.training
-    assert not model.again.training
+    assert list(dict(model.named_parameters())) == list(dict(expected.named_parameters()))
     assert list(model.state_dict()) == list(expected.state_dict())
     x = torch.randn(3, 10)
     torch.testing.assert_close(model(x), expected(x))
@@ -276,19 +288,22 @@ def test_the_limit_itself_is_dense():
 
 def test_dense_again_it_is_the_same_network():
     model, masks = network()
-    expected = copy.deepcopy(model)
-    model.twice[0].eval()
+    expected, _ = network()
+    modules = dict(model.named_modules())
+    parameters = dict(model.named_parameters())
+    pointers = [parameter.data_ptr() for parameter in parameters.values()]
     model.below_it.weight.requires_grad = False
-    bias = model.again.bias
     sparsify(model, masks, below=100)
+    assert str(model) != str(expected)
     densify(model)
     assert str(model) == str(expected)
-    found = model.state_dict()
-    assert list(found) == list(expected.state_dict())
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
-    assert model.again is model.twice[0]
-    assert model.again.bias is bias
-    assert not model.again.training
+    assert vars(model.below_it).keys() == vars(expected.below_it).keys()
+    assert same(dict(model.state_dict()), dict(expected.state_dict()))
+    assert modules == dict(model.named_modules())
+    assert list(parameters) == [name for name, _ in model.named_parameters()]
+    for parameter, again in zip(parameters.values(), model.parameters(), strict=True):
+        assert parameter is again
+    assert pointers == [parameter.data_ptr() for parameter in model.parameters()]
     assert model.again.weight.requires_grad
     assert not model.below_it.weight.requires_grad
 
@@ -314,7 +329,7 @@ def test_training_is_that_of_a_masked_dense_network(optimizer):
         losses.append([])
         for _ in range(20):
             update.zero_grad()
-            loss = nn.functional.cross_entropy(model(x), y)
+            loss = F.cross_entropy(model(x), y)
             loss.backward()
             update.step()
             for name, mask in masks.items():
@@ -340,14 +355,16 @@ def in_double(monkeypatch):
 
 @pytest.fixture
 def layers(monkeypatch):
-    """The sparse layers that are created."""
-    found, create = [], SparseLinear.__init__
+    """The names of the layers that become sparse, once for each time."""
+    found, make_sparse = [], main.make_sparse
 
-    def spy(layer, *args):
-        create(layer, *args)
-        found.append(layer)
+    def spy(args, state, contiguous):
+        make_sparse(args, state, contiguous)
+        for name, layer in state.model.named_modules():
+            if isinstance(layer, SparseLinear):
+                found.append(name)
 
-    monkeypatch.setattr(SparseLinear, "__init__", spy)
+    monkeypatch.setattr(main, "make_sparse", spy)
     return found
 
 
@@ -382,8 +399,8 @@ def test_iterations_give_the_losses_and_the_next_masks_of_dense_layers(
             for weight in main.prunable(state.model).values():
                 weight.mul_(3)  # so that activations keep their size
         main.apply_masks(state.model, state.masks)
-        main.make_sparse(args, state)
         step = main.Step(args, state, trial_data(args))
+        step.speed_up()
         losses = []
         for _ in range(iterations):
             state.loss.zero_()
@@ -437,8 +454,7 @@ def test_runs_give_the_results_of_dense_layers(
         args = small_args(output_dir=tmp_path / str(sparse_below), **flags)
         args.sparse_below = sparse_below
         main.main(args)
-        # The check before the run makes two.
-        assert (len(layers) > 2) if sparse_below else not layers
+        assert bool(layers) == bool(sparse_below)
         tickets = [ticket(args, round_) for round_ in range(args.prune_iterations)]
         results.append((losses_of(args), tickets))
     (dense_losses, dense_tickets), (losses, tickets) = results
@@ -501,51 +517,13 @@ def test_on_a_gpu_all_layers_stay_dense(small_args, monkeypatch):
     assert [run.args.sparse_below for run in found] == [0, 0]
 
 
-class Merging(nn.Module):
-    """A network that needs the layout of a dense layer's output."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(28, 10)
-
-    def forward(self, x):
-        return self.layer(x.flatten(0, 2)).view(len(x), -1)[:, :10]
-
-
-class Clamping(nn.Module):
-    """A network that changes its weight itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(784, 10)
-
-    def forward(self, x):
-        self.layer.weight.data.clamp_(-0.01, 0.01)
-        return self.layer(x.flatten(1))
-
-
-@pytest.mark.parametrize(
-    ("network", "problem"), [(Merging, "RuntimeError: view size"), (Clamping, "other logits")]
-)
-def test_a_network_that_needs_dense_layers_is_refused_before_training(
-    network, problem, small_args, undrawn, monkeypatch
-):
-    monkeypatch.setattr(archs, "build", lambda *_: network())
-    message = rf"does not work with sparse linear layers: add --sparse_below=0 \({problem}"
-    with pytest.raises(utils.BadInput, match=message):
-        main.main(small_args())
-    args = small_args(prune_iterations=1, end_iter=1, sparse_below=0)
-    main.main(args)
-    assert finished_rounds(args) == 1
-
-
 def test_only_dense_layers_are_masked_and_only_survivors_are_updated(small_args):
     args = small_args(sparse_below=50)
     state = main.new_state(args, main.new_model(args, 0))
     state.masks["1.weight"].bernoulli_(0.1)
     main.apply_masks(state.model, state.masks)
-    main.make_sparse(args, state)
     step = main.Step(args, state, trial_data(args))
+    step.speed_up()
     shapes = [tuple(weight.shape) for weight, _ in step.masks]
     assert shapes == [(100, 300), (10, 100)]
     survivors = int(state.masks["1.weight"].sum())
@@ -553,3 +531,403 @@ def test_only_dense_layers_are_masked_and_only_survivors_are_updated(small_args)
     assert [parameter.numel() for parameter in step.parameters] == sizes
     for name in ("average", "square"):
         assert [tensor.numel() for tensor in step.optimizer_state[name]] == sizes
+
+
+# ---- Networks of all kinds -----------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    """A network with three linear layers, which subclasses call in their own way."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(784, 50).requires_grad_(False)  # as in mlp
+        self.a = nn.Linear(50, 40)
+        self.b = nn.Linear(40, 30)
+        self.out = nn.Linear(30, 10)
+
+    def forward(self, x):
+        return self.out(self.hidden(self.mix(x.flatten(1))))
+
+
+class InPlace(Own):
+    def hidden(self, x):
+        return F.relu(self.b(F.relu(self.a(x), inplace=True)), inplace=True)
+
+
+class Listed(Own):
+    def __init__(self):
+        super().__init__()
+        self.layers = [[self.a], [self.b]]
+
+    def hidden(self, x):
+        for (layer,) in self.layers:
+            x = layer(x).relu()
+        return x
+
+
+class Closed(Own):
+    def __init__(self):
+        super().__init__()
+        a, b = self.a, self.b
+        self.hidden = lambda x: b(a(x).relu()).relu()
+
+
+class Hooked(Own):
+    def __init__(self):
+        super().__init__()
+        self.a.register_forward_hook(lambda layer, inputs, output: output.relu())
+        self.b.register_forward_pre_hook(lambda layer, inputs: inputs[0] + 1)
+        self.b.register_full_backward_hook(lambda layer, inputs, outputs: (2 * inputs[0],))
+
+    def hidden(self, x):
+        return self.b(self.a(x))
+
+
+class Twice(Own):
+    def __init__(self):
+        super().__init__()
+        self.again = self.a
+
+    def hidden(self, x):
+        return self.b(self.a(x).relu() + self.again(x).tanh()).relu()
+
+
+class Viewed(Own):
+    def hidden(self, x):
+        x = self.a(x.unsqueeze(1).repeat(1, 3, 1)).relu()
+        return self.b(x.view(3 * len(x), 40)).view(-1, 90)[:, 60:].relu()
+
+
+class Dropped(Own):
+    def hidden(self, x):
+        return self.b(F.dropout(self.a(x).relu(), 0.5, self.training)).relu()
+
+
+class Normed(Own):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(40)
+
+    def hidden(self, x):
+        return self.b(self.norm(self.a(x)).relu()).relu()
+
+
+class Attentive(Own):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(10, 2, batch_first=True)
+
+    def hidden(self, x):
+        x = self.a(x).view(-1, 4, 10)
+        return self.b(self.attention(x, x, x)[0].flatten(1)).relu()
+
+
+class Checkpointed(Own):
+    def hidden(self, x):
+        x = x.detach().requires_grad_()
+        return checkpoint(lambda x: self.b(self.a(x).relu()).relu(), x, use_reentrant=False)
+
+
+class Clamping(Own):
+    def hidden(self, x):
+        self.a.weight.data.clamp_(-0.1, 0.1)
+        return self.b(self.a(x).relu()).relu()
+
+
+class Holding(Own):
+    def __init__(self):
+        super().__init__()
+        self.weights = [self.b.weight]
+
+    def hidden(self, x):
+        return F.linear(self.a(x).relu(), self.weights[0]).relu()
+
+
+class Encoder(Own):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(10, 2, 30, dropout=0, batch_first=True)
+
+    def hidden(self, x):
+        return self.b(self.layer(self.a(x).view(-1, 4, 10)).flatten(1)).relu()
+
+
+def compare(network, small_args, tmp_path, monkeypatch):
+    """Train a network with dense and with sparse layers; return its tickets in the last round."""
+    monkeypatch.setattr(archs, "build", lambda *_: network())
+    found = []
+    for sparse_below in (0, 90):
+        args = small_args(output_dir=tmp_path / str(sparse_below), sparse_below=sparse_below)
+        main.main(args)
+        found.append(ticket(args, 2))
+    return found
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        InPlace,
+        Listed,
+        Closed,
+        Hooked,
+        Twice,
+        Viewed,
+        Dropped,
+        Normed,
+        Attentive,
+        Checkpointed,
+    ],
+)
+def test_with_sparse_layers_a_network_of_any_kind_computes_the_same(
+    network, small_args, in_double, layers, undrawn, tmp_path, monkeypatch, capsys
+):
+    dense, sparse = compare(network, small_args, tmp_path, monkeypatch)
+    assert {"a", "b", "out"} <= set(layers)
+    assert "running without" not in capsys.readouterr().out
+    assert same(sparse["masks"], dense["masks"])
+    for name, tensor in dense["final"].items():
+        torch.testing.assert_close(sparse["final"][name], tensor, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("network", "problem"),
+    [
+        (Clamping, "WeightRead: the weight of a sparse layer is read"),
+        (Encoder, "WeightRead: the weight of a sparse layer is read"),
+        (Holding, r"the loss changes from \d\.\d+ to nan"),
+    ],
+)
+def test_a_network_that_needs_the_dense_weight_stays_dense_and_a_line_says_so(
+    network, problem, small_args, undrawn, tmp_path, monkeypatch, capsys
+):
+    dense, sparse = compare(network, small_args, tmp_path, monkeypatch)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "running without" in line]
+    assert len(lines) == 2, "of the two rounds in which layers are below the limit"
+    for line in lines:
+        assert re.fullmatch(f"running without sparse layers: {problem}", line)
+    for name in ("final", "model", "masks"):
+        assert same(sparse[name], dense[name])
+
+
+class ClampingLate(Own):
+    """A network that reads a weight only after the rehearsal and some iterations."""
+
+    calls = 0
+
+    def hidden(self, x):
+        self.calls += self.training
+        if self.calls > 110:
+            self.a.weight.data.clamp_(-9, 9)
+        return self.b(self.a(x).relu()).relu()
+
+
+def test_a_weight_that_is_read_late_ends_the_run_which_resumes_without_sparse_layers(
+    small_args, undrawn, monkeypatch
+):
+    monkeypatch.setattr(archs, "build", lambda *_: ClampingLate())
+    message = "the weight of a sparse layer is read: run .* with --sparse_below=0 to resume"
+    with pytest.raises(utils.Failure, match=message):
+        main.main(small_args(sparse_below=90, trials=2))
+    args = small_args(sparse_below=0, trials=2)
+    assert finished_rounds(args) == 2
+    main.main(args)
+    assert finished_rounds(args) == 3
+
+
+# ---- The rehearsal -------------------------------------------------------------------------------
+
+
+def sparse_step(args, data, percent=10):
+    """Return a step with this percentage of its weights, after two iterations."""
+    state = main.new_state(args, main.new_model(args, 0))
+    torch.manual_seed(0)
+    for mask in state.masks.values():
+        mask.bernoulli_(percent / 100)
+    main.apply_masks(state.model, state.masks)
+    step = main.Step(args, state, data)
+    step()
+    step()
+    return step
+
+
+def test_in_alexnet_contiguous_outputs_are_taken_because_of_dropout(small_args, capsys):
+    args = small_args(dataset="cifar10", arch_type="alexnet", batch_size=8)
+    data = small_data(40, channels=3, size=32)
+    step = sparse_step(args, data, percent=5)
+    problems, problem_of = [], step.problem_of
+    step.problem_of = lambda *args: problems.append(problem_of(*args)) or problems[-1]
+    step.speed_up()
+    strided, contiguous = problems
+    assert re.match("the (loss|gradient) .*changes from", strided)
+    assert contiguous == ""
+    patterns = [layer.pattern for layer in sparse_layers(step)]
+    assert [pattern.contiguous for pattern in patterns] == [True] * 3
+    assert capsys.readouterr().out == ""
+
+
+def sparse_layers(step):
+    return [layer for layer in step.state.model.modules() if isinstance(layer, SparseLinear)]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("below", [0, 20])
+def test_the_rehearsal_changes_nothing(optimizer, below, small_args, monkeypatch):
+    args = small_args(optimizer=optimizer, sparse_below=below)
+    step = sparse_step(args, small_data(480))
+    before = utils.snapshot(vars(step.state))
+    step.speed_up()
+    assert len(sparse_layers(step)) == (3 if below else 0)
+    assert all(not layer.pattern.contiguous for layer in sparse_layers(step))
+    after = utils.snapshot(vars(step.state))
+    for tensors in before["optimizer_state"].values():
+        for name, mask in step.state.masks.items():
+            if below and tensors[name].dim():  # sparse layers have no state of pruned weights
+                tensors[name] *= mask
+    assert same(before, after)
+    assert all(
+        tensor.any() for tensors in after["optimizer_state"].values() for tensor in tensors.values()
+    )
+    assert step.state.model.training
+
+
+def test_dense_rounds_rehearse_nothing(small_args, monkeypatch):
+    step = sparse_step(small_args(sparse_below=5), small_data(480))
+    monkeypatch.setattr(step, "rehearse", None)
+    step.speed_up()
+    assert not sparse_layers(step)
+
+
+def test_the_rehearsal_has_the_iterations_that_come_next(small_args, monkeypatch):
+    step = sparse_step(small_args(lr_milestones=4), small_data(480))
+    seen = []
+    iterate = step.iterate
+
+    def run():
+        index = step.position.item()
+        seen.append((torch.initial_seed(), step.batches[index].tolist(), step.rates[index].item()))
+        iterate()
+
+    step.iterate = run
+    step.speed_up()
+    dense, sparse = seen[:3], seen[3:]
+    seen.clear()
+    for _ in range(3):
+        step()
+    assert dense == sparse == seen
+    assert len({rate for _, _, rate in seen}) == 2
+
+
+def wrong_values(product):
+    def backward(ctx, gradient):
+        of_x, of_values, *rest = product(ctx, gradient)
+        return of_x, 1.01 * of_values, *rest
+
+    return backward
+
+
+def wrong_inputs(product):
+    def backward(ctx, gradient):
+        of_x, *rest = product(ctx, gradient)
+        return of_x if of_x is None else 1.01 * of_x, *rest
+
+    return backward
+
+
+def wrong_outputs(product):
+    def forward(ctx, x, values, bias, pattern):
+        return product(ctx, x, values, bias, pattern).mul_(1.1)
+
+    return forward
+
+
+def wrong_evaluation(product):
+    def forward(ctx, x, values, bias, pattern):
+        wrong = 2.0 if not values.requires_grad or len(x) > 60 else 1.0
+        return product(ctx, x, values, bias, pattern).mul_(wrong)
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "name"),
+    [
+        ("backward", wrong_values, "gradient of 1.weight"),
+        ("backward", wrong_inputs, "gradient of 1.weight"),
+        ("forward", wrong_outputs, r"(loss|gradient of \d.weight)"),
+        ("forward", wrong_evaluation, "loss of an evaluation"),
+    ],
+)
+def test_sparse_layers_that_compute_something_else_are_not_used(
+    method, wrong, name, small_args, monkeypatch, capsys
+):
+    step = sparse_step(small_args(), small_data(480))
+    before = utils.snapshot(vars(step.state))
+    product = getattr(SparseProduct, method)
+    monkeypatch.setattr(SparseProduct, method, staticmethod(wrong(product)))
+    step.speed_up()
+    [line] = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"running without sparse layers: the {name} changes from \S+ to \S+", line)
+    assert not sparse_layers(step)
+    assert same(before, utils.snapshot(vars(step.state)))
+    monkeypatch.undo()
+    step()  # what it updates is dense again
+    assert [weight.dim() for weight, _ in step.masks] == [2, 2, 2]
+
+
+def test_a_wrong_gradient_is_noticed_in_a_deep_network_in_which_a_bias_hides_it(
+    small_args, monkeypatch
+):
+    """Its last bias has a gradient that is longer than all others by orders of magnitude."""
+
+    def deep(*_):
+        layers = [module for _ in range(6) for module in (nn.Linear(50, 50), nn.ReLU())]
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 50), *layers, nn.Linear(50, 10))
+
+    monkeypatch.setattr(archs, "build", deep)
+    step = sparse_step(small_args(batch_size=20), small_data(480))
+    before = utils.snapshot(vars(step.state))
+    expected = step.rehearse(before)
+    assert expected["gradient of 1.weight"] < 1e-2
+    product = SparseProduct.backward
+    monkeypatch.setattr(SparseProduct, "backward", staticmethod(wrong_values(product)))
+    problem = step.problem_of(step.fast_ways()[1][0], before, expected)
+    assert problem.startswith("the gradient of 1.weight changes")
+
+
+def test_an_error_in_the_rehearsal_leaves_the_state_as_it_was(small_args):
+    """A checkpoint is saved if the reader of the output ends, and the network may print."""
+    step = sparse_step(small_args(), small_data(480))
+    before = utils.snapshot(vars(step.state))
+    iterate = step.iterate
+    calls = []
+
+    def run():
+        calls.append(0)
+        if len(calls) == 3:
+            raise BrokenPipeError
+        iterate()
+
+    step.iterate = run
+    with pytest.raises(BrokenPipeError):
+        step.speed_up()
+    assert len(calls) == 3
+    assert same(before, utils.snapshot(vars(step.state)))
+
+
+def test_used_up_memory_is_reported_as_such(small_args, monkeypatch):
+    step = sparse_step(small_args(), small_data(480))
+
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr(main, "make_sparse", fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        step.speed_up()
+
+
+def test_sparse_layers_are_not_for_bfloat16(small_args, capsys):
+    with pytest.raises(SystemExit):
+        small_args(amp=True, sparse_below=5)
+    assert "error: --sparse_below is not for --amp: " in capsys.readouterr().err
+    assert small_args(amp=True, sparse_below=0).sparse_below == 0
