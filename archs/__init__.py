@@ -107,8 +107,8 @@ def load(dataset, data_dir, train):
         reason = one_line(error)
         if all((Path(data_dir) / name).exists() for name in data.FILES):
             raise ValueError(
-                f"{dataset} cannot be loaded ({reason}). "
-                f"If they are damaged, replace these files {files}"
+                f"{dataset} cannot be read from these files {files} ({reason}). "
+                "Replace them if they are damaged"
             ) from error
         raise OSError(
             f"{dataset} is missing and cannot be downloaded. Put these files {files}; "

@@ -186,8 +186,8 @@ def ours(case):
         ):
             trial.state = state
             main.train(args, state, data, trial)
-        # Test examples before and after training, and training examples.
-        _, (start, end), _ = evaluations
+        # The last two are of the test and the training examples, after training.
+        *_, (start, end), _ = evaluations
         return (start - first_steps[0]) / (case.steps - 1), (end - start) / case.evaluated
 
     return run
