@@ -98,7 +98,7 @@ def main(args):
                 experiment(run, data, percents)
             except sparse.WeightRead as error:  # other trials would fail, too
                 raise utils.Failure(
-                    f"{error}: to resume, run the command with --sparse_below=0, without --overwrite"
+                    f"{error}: to resume, add --sparse_below=0 to the command, without --overwrite"
                 ) from error
             except utils.Failure as failure:
                 failures.append(str(failure))

@@ -726,7 +726,7 @@ def test_a_weight_that_is_read_late_ends_the_run_which_resumes_without_sparse_la
     small_args, undrawn, monkeypatch
 ):
     monkeypatch.setattr(archs, "build", lambda *_: ClampingLate())
-    message = "the weight of a sparse layer is read: to resume, run .* with --sparse_below=0"
+    message = "the weight of a sparse layer is read: to resume, add --sparse_below=0 to the command"
     with pytest.raises(utils.Failure, match=message):
         main.main(small_args(sparse_below=90, trials=2))
     args = small_args(sparse_below=0, trials=2)
