@@ -22,6 +22,7 @@ import copy
 import dataclasses
 import math
 import os
+import random
 import re
 import sys
 import zlib
@@ -96,9 +97,12 @@ def main(args):
         for run in runs:
             try:
                 experiment(run, data, percents)
-            except sparse.WeightRead as error:  # other trials would fail, too
-                raise utils.Failure(
-                    f"{error}: to resume, add --sparse_below=0 to the command, without --overwrite"
+            except RuntimeError as error:
+                if utils.out_of_memory(error) or not sparse.is_sparse(run.state.model):
+                    raise
+                raise utils.Failure(  # other trials would fail, too
+                    f"with sparse layers, {archs.one_line(error)}. To resume, add --sparse_below=0 "
+                    "to the command, without --overwrite"
                 ) from error
             except utils.Failure as failure:
                 failures.append(str(failure))
@@ -604,7 +608,8 @@ def snip(args, model, initial, masks, data):
         F.cross_entropy(forward(args, model, data, images[batch]), labels[batch]) / len(batches)
         for batch in tqdm(batches, desc="scoring weights", delay=1, leave=False)
     )
-    return sensitivity(model.train(), losses)
+    model.train()
+    return sensitivity(model, losses)
 
 
 def synflow(args, model, initial, masks, data):
@@ -897,6 +902,7 @@ def inspect_network(args, model):
     facts = archs.facts(args.dataset)
     images = torch.zeros(min(2, args.batch_size), facts.CHANNELS, facts.SIZE, facts.SIZE)
     expected = (len(images), facts.CLASSES)
+    names = model.state_dict().keys()
     called = []
     hooks = []
     for module in model.modules():
@@ -920,6 +926,10 @@ def inspect_network(args, model):
             )
     for hook in hooks:
         hook.remove()
+    if added := model.state_dict().keys() - names:
+        raise bad_network(
+            args, f"forward adds {', '.join(sorted(added))}: create all layers in build"
+        )
 
     last = called[-1] if called else None
     outputs = getattr(last, "out_features", None) or getattr(last, "out_channels", None)
@@ -932,6 +942,7 @@ def check_training(args, state, data):
 
     Raises utils.BadInput if the network cannot be trained, evaluated, saved or restored.
     """
+    generators = (random.getstate(), str(np.random.get_state()))
     try:
         before = utils.snapshot(vars(state))
         Step(args, state, data)()
@@ -943,6 +954,10 @@ def check_training(args, state, data):
         raise bad_network(
             args, f"the network cannot be trained and restored: {archs.one_line(error)}"
         ) from error
+    if generators != (random.getstate(), str(np.random.get_state())):
+        raise bad_network(
+            args, "forward draws from Python's or NumPy's generator: use torch's, which is seeded"
+        )
 
 
 def new_state(args, model):
@@ -1086,18 +1101,27 @@ class Step:
     def speed_up(self):
         """Take a fast way for the rest of the round, if it is seen to compute the same.
 
-        This is a CUDA graph, or sparse layers on a CPU. The iterations that come next are rehearsed
-        the plain way and the fast way, and undone: the state stays as it is.
+        This is a CUDA graph, or sparse layers on a CPU. The first iterations of the round are
+        rehearsed the plain way and the fast way, and undone: the state stays as it is. So a run
+        that resumes within a round takes the same way again.
         """
         name, ways = self.fast_ways()
         if not ways:
             return
-        before = utils.snapshot(vars(self.state))
+        state = self.state
+        before = utils.snapshot(vars(state))
+        start = before | {
+            "model": before["start"],
+            "optimizer_state": new_optimizer_state(self.args, state.model),
+            "iteration": first_iteration(self.args, state),
+        }
         problem = None
         try:
-            expected = self.rehearse(before)
+            expected = self.rehearse(start)
+            if self.has_drawn():  # dropout draws in the order of memory
+                ways = ways[-1:]
             for take in ways:
-                problem = self.problem_of(take, before, expected)
+                problem = self.problem_of(take, start, expected)
                 if not problem:
                     break
                 self.take_plain_way()
@@ -1134,11 +1158,17 @@ class Step:
         make_dense(self.state)
         self.gather()
 
-    def problem_of(self, take, before, expected):
+    def has_drawn(self):
+        """Return whether random numbers were drawn since the generator was seeded."""
+        state = self.generator.get_state()
+        self.generator.manual_seed(self.generator.initial_seed())
+        return not torch.equal(state, self.generator.get_state())
+
+    def problem_of(self, take, start, expected):
         """Take a fast way; return in words why it cannot be used, or "" if it can."""
         try:
             take()
-            return mismatch(self.rehearse(before), expected)
+            return mismatch(self.rehearse(start), expected)
         except Exception as error:  # whatever a network raises that needs the plain way
             if self.on_gpu:
                 torch.cuda.synchronize()
@@ -1149,14 +1179,14 @@ class Step:
             reason = str(error).partition("\n")[0]
             return f"{type(error).__name__}: {reason}"
 
-    def rehearse(self, before):
-        """Train for three iterations from the state `before`; return what they computed.
+    def rehearse(self, start):
+        """Train for three iterations from the state `start`; return what they computed.
 
-        This is {name: number}: the sum of the losses, the length of each weight's first gradient,
+        This is {name: tensor}: the sum of the losses, the first gradient of each prunable weight,
         the length of the parameters' change, and then the loss of a batch in an evaluation.
         """
-        self.rewind(before)
-        start = [parameter.detach().clone() for parameter in self.parameters]
+        self.rewind(start)
+        old = [parameter.detach().clone() for parameter in self.parameters]
         losses = []
         gradients = {}
         with self.on_side_stream():
@@ -1165,36 +1195,35 @@ class Step:
                 self()
                 losses.append(self.state.loss.item())
                 gradients = gradients or self.gradients()
-        changes = [
-            parameter.detach() - old for parameter, old in zip(self.parameters, start, strict=True)
-        ]
+        changes = [new.detach() - a for new, a in zip(self.parameters, old, strict=True)]
         batch = evaluation_batch(self.data)
         evaluated, _ = evaluate(self.args, self.state.model, self.data, batch)
         return {
-            "loss": sum(losses),
+            "loss": torch.tensor(sum(losses)),
             **gradients,
-            "update": nn.utils.get_total_norm(changes).item(),
-            "loss of an evaluation": evaluated,
+            "update": nn.utils.get_total_norm(changes),
+            "loss of an evaluation": torch.tensor(evaluated),
         }
 
     def gradients(self):
-        """Return the length of the gradient of each prunable weight's survivors, {name: number}.
+        """Return the gradients of the survivors of prunable weights, {name: 1-D tensor}.
 
         Each counts by itself: in a deep network with few weights, the gradient of the last bias
         is longer than all others by orders of magnitude.
         """
-        masks = dict(self.masks)
-        lengths = {}
+        found = {}
         for name, weight in self.state.model.named_parameters():
-            if name in self.state.masks and weight.grad is not None:
-                gradient = weight.grad * masks.get(weight, 1)  # a sparse layer has no mask
-                length = torch.linalg.vector_norm(gradient, dtype=torch.float64)
-                lengths[f"gradient of {name}"] = length.item()
-        return lengths
+            mask = self.state.masks.get(name)
+            if mask is not None and weight.grad is not None:
+                # That of a sparse layer has the survivors only, in the same order.
+                is_dense = weight.grad.shape == mask.shape
+                gradient = weight.grad[mask] if is_dense else weight.grad.clone()
+                found[f"gradient of {name}"] = gradient
+        return found
 
-    def rewind(self, before):
-        """Return to the state `before`."""
-        utils.restore(vars(self.state), before)
+    def rewind(self, saved):
+        """Return to a saved state."""
+        utils.restore(vars(self.state), saved)
         self.state.model.train()
         self.seeds = []  # the next call begins its epoch
 
@@ -1218,12 +1247,14 @@ def side_stream():
 
 
 def mismatch(found, expected):
-    """Return in words how a finite number differs from the expected one, {name: number}; or ""."""
-    for name, number in expected.items():
-        other = found.get(name, 0.0)
-        tolerance = TOLERANCES.get(name, 1e-3)
-        if not (math.isfinite(other) and math.isclose(other, number, rel_tol=tolerance)):
-            return f"the {name} changes from {number:.6g} to {other:.6g}"
+    """Return in words what differs from what is expected, {name: finite tensor}; or ""."""
+    for name, tensor in expected.items():
+        if name not in found:
+            return f"there is no {name}"
+        length = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+        difference = torch.linalg.vector_norm(found[name] - tensor, dtype=torch.float64)
+        if not difference <= TOLERANCES.get(name, 1e-3) * length:  # so that NaN differs
+            return f"the {name} changes by {100 * difference / length:.2g}%"
     return ""
 
 
@@ -1338,9 +1369,12 @@ def measure(args, state, data, steps, end):
 
     if not all(map(math.isfinite, row.values())):
         epoch = math.ceil(state.iteration / steps)
+        advice = f"use a lower --lr than {args.lr}, with --overwrite or another --output_dir"
+        if sparse.is_sparse(state.model):
+            advice += "; or resume with --sparse_below=0, if forward uses weights of other layers"
         raise utils.Failure(
             f"the loss is not finite in round {state.round}, epoch {epoch} of seed {args.seed}: "
-            f"use a lower --lr than {args.lr}, with --overwrite or another --output_dir"
+            f"{advice}"
         )
     return row
 

@@ -69,6 +69,11 @@ def densify(model):
             del layer.pattern
 
 
+def is_sparse(model):
+    """Return whether a network has sparse layers."""
+    return any(isinstance(layer, SparseLinear) for layer in model.modules())
+
+
 def survivors(tensor):
     """Return the values of a CSR tensor, which share its memory; another tensor as it is."""
     return tensor.values() if tensor.layout == torch.sparse_csr else tensor

@@ -147,6 +147,7 @@ def prepared(case):
     for mask in state.masks.values():
         mask.bernoulli_(case.percent / 100)
     main.apply_masks(state.model, state.masks)
+    utils.restore(state.start, state.model.state_dict())
     return args, state, data
 
 

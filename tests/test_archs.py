@@ -430,6 +430,15 @@ NETWORKS = [
         "1.weight is torch.complex64, not torch.float32",
     ),
     ("Buffer(torch.ones(1).expand(10))", r"elements of scale share memory .* add .clone\(\)"),
+    ("Late()", "forward adds late.bias, late.weight: create all layers in build"),
+    (
+        "Returning(lambda y, training: y * random.random())",
+        "forward draws from Python's or NumPy's generator: use torch's, which is seeded",
+    ),
+    (
+        "Returning(lambda y, training: y * np.random.rand())",
+        "forward draws from Python's or NumPy's generator: use torch's, which is seeded",
+    ),
     ("Extra()", "the state dict has _extra_state, which cannot be reset: .* in buffers"),
     (
         "nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False)",
@@ -439,6 +448,9 @@ NETWORKS = [
 
 
 CLASSES = """
+import random
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -469,6 +481,13 @@ class Buffer(Linear):
     def __init__(self, scale):
         super().__init__()
         self.register_buffer("scale", scale)
+
+
+class Late(Linear):
+    def forward(self, x):
+        if not hasattr(self, "late"):
+            self.late = nn.Linear(10, 10)
+        return self.late(super().forward(x))
 
 
 class Extra(Linear):
