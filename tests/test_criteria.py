@@ -1,5 +1,6 @@
 """Which weights survive: every criterion, before and after training, and one-shot pruning."""
 
+import copy
 import itertools
 import re
 
@@ -547,6 +548,20 @@ def test_masks_from_lt_need_its_criterion(small_args):
     main.main(small_args(criterion="movement"))
     with pytest.raises(utils.BadInput, match="made with --criterion=movement, not magnitude"):
         main.main(small_args(prune_type="reinit", masks_from="lt"))
+
+
+def test_snip_works_if_train_returns_nothing(small_args, undrawn, monkeypatch):
+    """As in networks that keep their batch norm in evaluation mode, and forget to return self."""
+
+    class Network(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+
+    network = Network(nn.Flatten(), nn.Linear(784, 10))
+    monkeypatch.setattr(archs, "build", lambda *_: copy.deepcopy(network))
+    args = small_args(criterion="snip", prune_iterations=2)
+    main.main(args)
+    assert int(ticket(args, 1)["masks"]["1.weight"].sum()) == round(0.8 * 7840)
 
 
 def test_a_note_names_the_layers_that_a_criterion_empties(small_args, undrawn, monkeypatch, capsys):
