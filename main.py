@@ -98,7 +98,8 @@ def main(args):
             try:
                 experiment(run, data, percents)
             except RuntimeError as error:
-                if utils.out_of_memory(error) or not sparse.is_sparse(run.state.model):
+                in_sparse_round = run.state and sparse.is_sparse(run.state.model)
+                if utils.out_of_memory(error) or not in_sparse_round:
                     raise
                 raise utils.Failure(  # other trials would fail, too
                     f"with sparse layers, {archs.one_line(error)}. To resume, add --sparse_below=0 "
@@ -919,8 +920,9 @@ def inspect_network(args, model):
                 args,
                 f"{mode} fails on images of shape {tuple(images.shape)}: {archs.one_line(error)}",
             ) from error
-        found = f"shape {tuple(logits.shape)}" if torch.is_tensor(logits) else type(logits).__name__
-        if found != f"shape {expected}":
+        is_tensor = torch.is_tensor(logits)
+        if not is_tensor or logits.shape != expected:
+            found = f"shape {tuple(logits.shape)}" if is_tensor else type(logits).__name__
             raise bad_network(
                 args, f"forward returns {found} in {mode}, not logits of shape {expected}"
             )
@@ -1115,7 +1117,6 @@ class Step:
             "optimizer_state": new_optimizer_state(self.args, state.model),
             "iteration": first_iteration(self.args, state),
         }
-        problem = None
         try:
             expected = self.rehearse(start)
             if self.has_drawn():  # dropout draws in the order of memory
@@ -1186,20 +1187,20 @@ class Step:
         the length of the parameters' change, and then the loss of a batch in an evaluation.
         """
         self.rewind(start)
-        old = [parameter.detach().clone() for parameter in self.parameters]
-        losses = []
+        before = [parameter.detach().clone() for parameter in self.parameters]
+        loss = 0.0
         gradients = {}
         with self.on_side_stream():
             for _ in range(3):
                 self.state.loss.zero_()
                 self()
-                losses.append(self.state.loss.item())
+                loss = loss + self.state.loss
                 gradients = gradients or self.gradients()
-        changes = [new.detach() - a for new, a in zip(self.parameters, old, strict=True)]
+        changes = [new.detach() - old for new, old in zip(self.parameters, before, strict=True)]
         batch = evaluation_batch(self.data)
         evaluated, _ = evaluate(self.args, self.state.model, self.data, batch)
         return {
-            "loss": torch.tensor(sum(losses)),
+            "loss": loss,
             **gradients,
             "update": nn.utils.get_total_norm(changes),
             "loss of an evaluation": torch.tensor(evaluated),

@@ -835,6 +835,15 @@ def test_without_sparse_layers_an_error_of_the_network_keeps_its_traceback(
         main.main(small_args(sparse_below=90))
 
 
+def test_an_error_before_a_trial_has_a_state_is_raised_as_it_is(small_args, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("of the device")
+
+    monkeypatch.setattr(main, "hold_out", fail)
+    with pytest.raises(RuntimeError, match="of the device"):
+        main.main(small_args())
+
+
 class ClampingLate(Own):
     """A network that reads a weight only after the rehearsal and some iterations."""
 
