@@ -3,7 +3,7 @@
     python3 combine_plots.py
 
 finds what `main.py` wrote under `dumps/`, whatever the number of rounds and seeds. For each
-architecture and dataset it draws, and prints as a table,
+architecture and dataset it prints a table and what follows from it, and draws
 
 - test accuracy against the percentage of weights remaining;
 - early-stopping iteration, and test accuracy at early stopping and at the end of training, as in
@@ -25,16 +25,19 @@ import json
 import math
 import os
 import re
+import string
 import sys
 import textwrap
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 import utils
 
-# matplotlib, pandas, SciPy and seaborn take seconds to import, so functions that need them do it.
+# matplotlib, SciPy and seaborn take seconds to import, so functions that need them do it.
 
 COLUMNS = {  # arrays with a value per round
     "bestaccuracy": "test accuracy at best validation (%)",
@@ -44,6 +47,7 @@ COLUMNS = {  # arrays with a value per round
     "untrained": "test accuracy before training (%)",
     "trainaccuracy": "training accuracy at the end (%)",
 }
+PRINTED = ["bestaccuracy", "earlystop"]  # by default: are tickets more accurate? are they faster?
 FIGURES = {
     "combined": ["bestaccuracy"],
     "earlystop": ["earlystop", "earlystopaccuracy", "finalaccuracy"],  # the paper's Figure 4
@@ -70,39 +74,58 @@ MANY_CURVES = 6  # more need a figure as wide as a page, and bars instead of ban
 OVER_SEEDS = "mean and range (band or bars) over seeds"
 TRAINING_POINTS = 50  # of a curve over a round; more would show the noise of evaluations
 EQUAL_DENSITY = 1e-3  # relative: with global pruning, runs may keep a few weights more or less
+# Percent; by default, the rounds nearest to these are shown, and the last one.
+DENSITIES = (100, 50, 20, 10, 5, 2, 1, 1e-9)
+WIDTH = 100  # characters in a line of the printed table
+LONG_NAME = 34  # characters; the table has letters instead of longer names
 LINE = 20  # characters in a line of a header; two lines hold each of COLUMNS
+LETTERS = [f"{a}{b}" for b in ("", *string.digits) for a in string.ascii_uppercase]
+TEX = str.maketrans(
+    {character: f"\\{character}" for character in "&#$%_{}"}
+    | {"^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "\\": r"\textbackslash{}"}
+    | {"±": r"$\pm$", "<": r"$<$", ">": r"$>$"}
+)
 
 
 def main(args):
     """Draw and tabulate all experiments. Raises utils.BadInput if the results do not allow it."""
-    import pandas as pd
-
+    experiments = read_experiments(args)
     tables = []
     latex = ["% These tables need \\usepackage{booktabs}.\n"]
-    experiments = read_experiments(args)
+    texts = []
     for runs, log in experiments:
-        draw_experiment(args, runs, log)
+        chosen = choose_rounds(runs, args.rounds)
+        draw_experiment(args, runs, log.merge(chosen))
         baseline = find_baseline(runs, args.baseline)
         table = summary(runs, baseline)
-        tables.append(table)
-        print(f"\n{as_text(table, baseline)}\n")
-        if args.latex:
-            latex += as_latex(table, baseline, args.rounds)
+        tables.append(as_csv(table))
+        if not chosen.empty:
+            latex += as_latex(table.merge(chosen), baseline)
+            texts.append(as_text(table.merge(chosen), baseline, args.columns))
+        texts.append("\n".join(answers(runs, baseline)))
 
     if args.csv:
-        text = pd.concat(tables).to_csv(index=False)
-        write_text(args.csv, text, "a row per curve and round")
+        write_text(args.csv, pd.concat(tables).to_csv(index=False), "a row per curve and round")
     if args.raw:
         text = pd.concat(runs for runs, _ in experiments).to_csv(index=False)
         write_text(args.raw, text, "a row per seed and round")
     if args.latex:
-        rounds = ", ".join(map(str, args.rounds))
-        write_text(args.latex, "\n".join(latex), f"LaTeX tables of rounds {rounds}")
+        write_text(args.latex, "\n".join(latex), "LaTeX tables")
+    for text in filter(None, texts):
+        print(f"\n{text}")
 
 
 def write_text(path, text, content):
-    """Write text to a file, and print its path and content."""
-    utils.write(Path(path), lambda file: file.write(text.encode()), shared=True)
+    """Write text to a file, and print its path and content.
+
+    Links are followed. What is not a regular file, such as a pipe, is written into.
+    """
+    sys.stdout.flush()  # which the file may be
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        path.write_text(text)
+    else:
+        utils.write(path.resolve(), lambda file: file.write(text.encode()), shared=True)
     print(f"{path}: {content}")
 
 
@@ -161,22 +184,25 @@ def read_runs(found):
 
     The rounds have the columns arch_type, dataset, prune_type, curve; one for each setting in which
     curves differ; seed, round, weights_remaining, COLUMNS; and earlystop_at_end, true if early
-    stopping is at the round's last evaluation. The evaluations have curve, seed and LOGGED.
+    stopping is at the round's last evaluation, and missing if the log does not have it. The
+    evaluations have curve, seed, LOGGED and masks.
     """
-    import pandas as pd
-
     results = {}
     order = [*PRUNE_TYPES, *sorted({files.prune_type for files in found}.difference(PRUNE_TYPES))]
     for files in sorted(found, key=lambda files: order.index(files.prune_type)):
         run = read_run(files)
         if run is not None:
             results[files] = run
-    settings, curves = name_curves(results)
+    recorded = {files: read_settings(files) for files in results}
+    settings, curves = name_curves(recorded)
+    logs = {files: read_log(files.log) for files in without_copies(results, curves)}
+    note_versions({files: recorded[files] for files in logs}, curves)
+    note_masks(logs, curves)
 
     names = dict.fromkeys(name for differing in settings.values() for name in differing)
     runs = []
-    logs = []
-    for files in without_copies(results, curves):
+    evaluations = []
+    for files, log in logs.items():
         identity = {
             "arch_type": files.arch_type,
             "dataset": files.dataset,
@@ -185,14 +211,15 @@ def read_runs(found):
             **{name: settings[files].get(name, "") for name in names},
             "seed": str(files.seed),  # the largest ones would become floats
         }
-        log = read_log(files.log)
         run = results[files]
         last = run["round"].map(log.groupby("round")["iteration"].max())
-        runs.append(pd.DataFrame({**identity, **run, "earlystop_at_end": run["earlystop"] == last}))
-        logs.append(pd.DataFrame({**identity, **log}))
+        at_end = run["earlystop"].eq(last).astype("boolean")
+        at_end = at_end.mask(last.isna() & run["earlystop"].notna())
+        runs.append(pd.DataFrame({**identity, **run, "earlystop_at_end": at_end}))
+        evaluations.append(pd.DataFrame({**identity, **log}))
     if not runs:
         return pd.DataFrame(), pd.DataFrame()
-    return pd.concat(runs, ignore_index=True), pd.concat(logs, ignore_index=True)
+    return pd.concat(runs, ignore_index=True), pd.concat(evaluations, ignore_index=True)
 
 
 def without_copies(results, curves):
@@ -224,8 +251,6 @@ def read_run(files):
 
     The columns are round, weights_remaining and COLUMNS.
     """
-    import pandas as pd
-
     paths = {name: files.array(name) for name in ("compression", *COLUMNS)}
     arrays = {}
     try:
@@ -247,76 +272,137 @@ def read_run(files):
 
 
 def read_log(path):
-    """Return the evaluations in a log, a DataFrame with the columns LOGGED."""
-    import pandas as pd
+    """Return the evaluations in a log, a DataFrame with the columns LOGGED and masks.
 
+    The last one is the checksum of the masks, NaN in logs of older versions.
+    """
     rows = []
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # main.py may be writing it
             row = json.loads(line)
-            rows.append([float(row[name]) for name in LOGGED])
-    log = pd.DataFrame(rows, columns=LOGGED, dtype=float)
-    return log[np.isfinite(log).all(axis=1)].astype({"round": int})
+            rows.append([float(row[name]) for name in LOGGED] + [row.get("masks")])
+    log = pd.DataFrame(rows, columns=[*LOGGED, "masks"], dtype=float)
+    return log[np.isfinite(log[[*LOGGED]]).all(axis=1)].astype({"round": int})
 
 
 # ---- Settings and curves -------------------------------------------------------------------------
 
 
-def name_curves(found):
+class Recorded(NamedTuple):
+    """What a run's settings.json says."""
+
+    settings: dict  # {flag: value} that tell curves apart; also of the run that made the masks
+    defaults: dict
+    masks: str  # whose they are, for the name of the curve; "" if there is no choice
+    made_by: dict  # code and versions, {name: value}
+
+
+def name_curves(recorded):
     """Return the settings in which runs differ, {utils.Files: {flag: text}}, and their curves.
 
-    The curves are {utils.Files: name}. Warns if runs in a single folder differ, which may be
-    unintended, or if settings cannot be read.
+    `recorded` has what read_settings returned for each run. The curves are {utils.Files: name}.
+    Warns if runs in a single folder differ, which may be unintended, or if settings cannot be read.
     """
-    recorded = {files: read_settings(files) for files in found}
     settings = differing_settings(recorded)
     curves = {}
     for files, differing in settings.items():
-        parts = [files.prune_type]
-        for name, value in differing.items():
-            if value == "True":
-                parts.append(name)
-            elif value != "False":
-                parts.append(f"{name}={value}")
-        curves[files] = ", ".join(parts)
+        texts = {name: f"{name}={value}" for name, value in differing.items() if value != "False"}
+        texts |= {name: name for name, value in differing.items() if value == "True"}
+        curves[files] = ", ".join([own_name(files, recorded[files]), *texts.values()])
 
-    if any(settings.values()) and len({files.root for files in found}) == 1:
+    if any(settings.values()) and len({files.root for files in recorded}) == 1:
         names = "; ".join(dict.fromkeys(curves.values()))
         warn(f"runs with different settings are not averaged: {names}")
-    unknown = [f"{files.prune_type} in {files.dumps}" for files in found if not recorded[files]]
+    unknown = [f"{files.prune_type} in {files.dumps}" for files in recorded if not recorded[files]]
     if unknown:
         warn(f"settings that cannot be read are treated as equal: {'; '.join(unknown)}")
     return settings, curves
 
 
-def read_settings(files):
-    """Return a run's settings and their defaults, two {flag: value}; None if they cannot be read.
+def own_name(files, recorded):
+    """Return the name of a run's curve beside curves of the same settings."""
+    masks = recorded.masks if recorded else ""
+    return f"{files.prune_type}, {masks}" if masks else files.prune_type
 
-    The settings include those of the run that made the masks, such as {"lt's lr": 0.1}.
-    """
+
+def read_settings(files):
+    """Return what a run's settings.json says, as Recorded; None if it cannot be read."""
     try:
-        recorded = json.loads(files.settings.read_text())
-        settings = comparable(recorded["settings"])
-        for name in recorded.get("refused", []):
+        content = json.loads(files.settings.read_text())
+        settings = comparable(content["settings"])
+        for name in content.get("refused", []):
             settings.pop(name, None)
-        source = comparable(settings.pop("masks_from_settings", {}))
-        defaults = dict(recorded["defaults"])
+        masks_from = content["settings"].get("masks_from")
+        source = comparable(content["settings"].get("masks_from_settings", {}))
+        if not masks_from:  # the run makes its own masks
+            source = settings
+        maker = masks_from or files.prune_type
+        return Recorded(
+            settings | {f"{maker}'s {name}": source[name] for name in source},
+            comparable(content["defaults"]),
+            whose_masks(files.prune_type, content),
+            dict(content.get("made_by", {})),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if not settings.get("masks_from"):  # the run makes its own masks
-        source = settings
-    maker = settings.get("masks_from") or files.prune_type
-    return settings | {f"{maker}'s {name}": source[name] for name in source}, defaults
+
+
+def whose_masks(prune_type, content):
+    """Return whose masks a run has, such as "lt's masks"; "" if they are those of lt anyway.
+
+    `content` is that of its settings.json. Random masks are never those of lt, but with layer-wise
+    pruning they have the same densities.
+    """
+    settings = content["settings"]
+    masks_from = settings.get("masks_from")
+    if prune_type == "lt":
+        return ""
+    if prune_type == "random":
+        own = settings.get("prune_scope") == "global" and not masks_from
+        return "own densities" if own else ""
+    if settings.get("one_shot") or content.get("before_training"):
+        return ""
+    return f"{masks_from}'s masks" if masks_from else "own masks"
+
+
+def note_versions(recorded, curves):
+    """Print a note if runs, which are averaged or compared, were made by different code."""
+    made_by = {files: found.made_by for files, found in recorded.items() if found}
+    table = pd.DataFrame(made_by.values(), index=[curves[files] for files in made_by])
+    # The digest of the code says more than the commit.
+    table = table.drop(columns=["commit", "changed"], errors="ignore")
+    differing = []
+    for name in table.columns[table.nunique() > 1]:
+        groups = table.groupby(name, sort=False).groups
+        texts = [f"{value} ({'; '.join(names.unique())})" for value, names in groups.items()]
+        differing.append(f"{name} {', '.join(texts)}")
+    if differing:
+        warn(f"note: these runs were made by different versions: {'; '.join(differing)}")
+
+
+def note_masks(logs, curves):
+    """Print a note if runs have the masks of another run, which has other masks by now."""
+    masks = {files: log.groupby("round")["masks"].last() for files, log in logs.items()}
+    changed = [
+        f"{curves[files]} in {files.dumps}"
+        for files, other in itertools.permutations(logs, 2)
+        if files.dumps == other.dumps
+        and f", {other.prune_type}'s masks" in curves[files]
+        and (masks[files] - masks[other]).any()
+    ]
+    if changed:
+        warn(f"note: these runs have masks of a run that was replaced: {'; '.join(changed)}")
 
 
 def comparable(settings):
-    """Return the settings that tell curves apart, {flag: value}."""
+    """Return the settings that tell curves apart, {flag: value}; whose_masks tells of the masks."""
+    left_out = {"seed", "prune_type", "masks_from", "masks_from_settings"}
     kept = {}
     for name, value in settings.items():
         if name in {"network", "data"}:  # too long to be shown
             kept[name] = f"{zlib.crc32(str(value).encode()):08x}"
-        elif name not in utils.MAY_CHANGE_ON_RESUME.union({"seed", "prune_type"}):
+        elif name not in utils.MAY_CHANGE_ON_RESUME.union(left_out):
             kept[name] = value
     return kept
 
@@ -329,45 +415,30 @@ def differing_settings(recorded):
     runs without settings are one curve.
     """
     known = {files: found for files, found in recorded.items() if found}
-    relevant = {name for settings, _ in known.values() for name in settings}
     defaults = {}
-    for _, found in known.values():
-        defaults |= {name: found[name] for name in found if name in relevant}
-    values = {}
-    for files, (settings, own_defaults) in known.items():
+    for found in known.values():
+        defaults |= found.defaults
+    rows = []
+    for found in known.values():
         # Flags that the run refuses are among its own defaults.
-        added_later = [name for name in defaults if name not in own_defaults]
-        values[files] = {name: defaults[name] for name in added_later} | settings
+        later = {name: defaults[name] for name in defaults if name not in found.defaults}
+        values = later | found.settings
+        rows.append({name: utils.as_flag(value) for name, value in values.items()})
+    texts = pd.DataFrame(rows, index=list(known))
 
-    differing = {}
-    for files in recorded:
-        differing[files] = {}
-        if files not in known and known:
-            differing[files]["settings"] = "unknown"
-        for name, value in values.get(files, {}).items():
-            if differs(name, value, values) and not follows(name, values):
-                own_name = name.removeprefix(f"{files.prune_type}'s ")
-                differing[files][own_name] = as_flag(value)
+    shown = []
+    for name in texts:
+        leader = utils.FOLLOWS.get(name) or name.partition("'s ")[2]
+        values = texts[name].dropna()  # of runs that have the flag
+        follows = leader in texts and values.equals(texts.loc[values.index, leader])
+        if values.nunique() > 1 and not follows:
+            shown.append(name)
+
+    differing = dict.fromkeys(recorded, {"settings": "unknown"} if known else {})
+    for files, values in texts[shown].iterrows():
+        own = f"{files.prune_type}'s "
+        differing[files] = {name.removeprefix(own): text for name, text in values.dropna().items()}
     return differing
-
-
-def differs(name, value, values):
-    """Return whether a run has another value of a setting."""
-    return any(settings.get(name, value) != value for settings in values.values())
-
-
-def follows(name, values):
-    """Return whether a setting equals, in all runs that have it, the one that it follows from."""
-    leader = utils.FOLLOWS.get(name) or name.partition("'s ")[2]
-    having = [settings for settings in values.values() if name in settings]
-    return bool(leader) and all(settings[name] == settings.get(leader) for settings in having)
-
-
-def as_flag(value):
-    """Return a setting as text, as on the command line."""
-    if value in (None, []):
-        return "none"
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def warn(message):
@@ -378,7 +449,7 @@ def warn(message):
 
 
 def find_baseline(runs, wanted):
-    """Return the curve that differences are taken to: the wanted one, or the only one of lt.
+    """Return the curve that differences are taken from: the wanted one, or the only one of lt.
 
     Returns None if there is no such curve.
     """
@@ -389,99 +460,217 @@ def find_baseline(runs, wanted):
     return wanted if wanted in curves else None
 
 
+def choose_rounds(runs, wanted):
+    """Return the rounds to show, a DataFrame with the columns curve and round.
+
+    They are the wanted ones, a list. If that is None, they are, for each curve, those nearest to
+    DENSITIES and the last one.
+    """
+    percents = runs.groupby(["curve", "round"], sort=False)["weights_remaining"].mean()
+    if wanted is None:
+        densities = np.log(percents.clip(lower=min(DENSITIES)))
+        nearest = set()
+        for _, of_curve in densities.groupby("curve"):
+            nearest |= {(of_curve - math.log(density)).abs().idxmin() for density in DENSITIES}
+        chosen = percents[percents.index.isin(nearest)]
+    else:
+        chosen = percents[percents.index.isin(wanted, level="round")]
+    if chosen.empty:
+        warn(f"--rounds: {' on '.join(runs.iloc[0, :2])} has no results of these rounds")
+    return chosen.index.to_frame(index=False)
+
+
 def summary(runs, baseline):
     """Return a DataFrame with a row per curve and round, and these columns for each of COLUMNS.
 
     Over all trials: the mean (named like the column), _std, _min and _max. Over the pairs of trials
-    with the same seed: _difference, the mean difference to the baseline, and _difference_low and
+    with the same seed: _difference, the mean difference from the baseline, and _difference_low and
     _difference_high, its 95% confidence interval. `pairs` is their number, and
-    `earlystop_at_end` that of the trials whose early stopping is at the last evaluation.
+    `earlystop_at_end` that of the trials whose early stopping is at the last evaluation; it is
+    missing if that is not known.
+
+    For texts, `earlystop_bound` and `earlystop_difference_bound` are ">= " or "<= " if the number
+    is a bound, and `same` says whether all results of the pairs are equal.
     """
     names = [*runs.columns[: runs.columns.get_loc("seed")], "round"]
     groups = runs.groupby(names, sort=False)
     table = groups[[*COLUMNS]].agg(["mean", "std", "min", "max"])
     table.columns = ["_".join(levels).removesuffix("_mean") for levels in table.columns]
+    for name in COLUMNS:  # whose mean may be rounded
+        table[f"{name}_min"] = table[[name, f"{name}_min"]].min(axis="columns")
+        table[f"{name}_max"] = table[[name, f"{name}_max"]].max(axis="columns")
     table.insert(0, "trials", groups.size())
     table.insert(0, "weights_remaining", groups["weights_remaining"].mean())
-    table["earlystop_at_end"] = groups["earlystop_at_end"].sum()
+    unknown = runs["earlystop_at_end"].isna().groupby([runs[name] for name in names]).any()
+    table["earlystop_at_end"] = groups["earlystop_at_end"].sum().mask(unknown)
     table = table.reset_index()
-    table = table.merge(differences(runs, baseline), how="left", on=["curve", "round"])
-    return table.fillna({"pairs": 0}).astype({"pairs": int})
+    compared = differences(pair_seeds(runs, baseline))
+    table = table.merge(compared, how="left", on=["curve", "round"])
+    table["earlystop_bound"] = np.where(table["earlystop_at_end"].fillna(0) > 0, ">= ", "")
+    table = table.fillna({"pairs": 0, "earlystop_difference_bound": "", "same": False})
+    return table.astype({"pairs": int, "same": bool})
 
 
-def differences(runs, baseline):
-    """Return the part of a summary that compares the curves with the baseline.
+def pair_seeds(runs, baseline):
+    """Return the differences of runs from those of the baseline, a DataFrame.
 
-    Rounds are compared if their densities are equal. The confidence interval is that of a paired t
-    test: Student's t distribution, with one degree of freedom less than there are pairs. It needs
-    three pairs.
+    It has the columns of `runs`, and earlystop_at_end_baseline. Runs are compared if they have the
+    same seed, in rounds of equal density.
     """
-    import pandas as pd
-    from scipy import stats
-
     runs = runs[runs["weights_remaining"] > 0]
     runs = runs.assign(density=np.log(runs["weights_remaining"])).sort_values("density")
-    reference = runs.loc[runs["curve"] == baseline, ["density", "seed", *COLUMNS]]
+    columns = [*COLUMNS, "earlystop_at_end"]
     pairs = pd.merge_asof(
         runs[runs["curve"] != baseline],
-        reference,
+        runs.loc[runs["curve"] == baseline, ["density", "seed", "round", *columns]],
         on="density",
         by="seed",
         direction="nearest",
         tolerance=EQUAL_DENSITY,
         suffixes=("", "_baseline"),
     )
+    pairs = pairs.dropna(subset="round_baseline")
     for name in COLUMNS:
         pairs[name] -= pairs[f"{name}_baseline"]
+    return pairs.sort_values("round", kind="stable")
 
-    groups = pairs.groupby(["curve", "round"])[[*COLUMNS]]
-    n = groups.count()
-    mean = groups.mean()
-    half = groups.sem().where(n >= 3) * stats.t.ppf(0.975, n - 1)
-    parts = {"pairs": n["bestaccuracy"]}
+
+def interval(values):
+    """Return the 95% confidence interval of a mean, by Student's t distribution.
+
+    It has one degree of freedom less than there are values, and needs three of them. `values` is a
+    Series, or one that is grouped.
+    """
+    from scipy import stats
+
+    n = values.count()
+    half = values.sem() * np.where(n >= 3, stats.t.ppf(0.975, n - 1), math.nan)
+    return values.mean() - half, values.mean() + half
+
+
+def differences(pairs):
+    """Return the part of a summary that compares the curves with the baseline.
+
+    Early-stopping iterations at the last evaluation are lower bounds. So their differences are
+    bounds, without an interval, or unknown if both are lower bounds.
+    """
+    keys = [pairs["curve"], pairs["round"]]
+    groups = pairs.groupby(keys)
+    parts = {"pairs": groups.size()}
     for name in COLUMNS:
-        parts[f"{name}_difference"] = mean[name]
-        parts[f"{name}_difference_low"] = mean[name] - half[name]
-        parts[f"{name}_difference_high"] = mean[name] + half[name]
-    return pd.DataFrame(parts).reset_index()
+        low, high = interval(groups[name])
+        parts[f"{name}_difference"] = groups[name].mean()
+        parts[f"{name}_difference_low"] = low
+        parts[f"{name}_difference_high"] = high
+    table = pd.DataFrame(parts)
+    table["same"] = pairs[[*COLUMNS]].fillna(0).eq(0).all(axis="columns").groupby(keys).all()
+    above, below = (
+        pairs[name].fillna(False).groupby(keys).any() & ~table["same"]
+        for name in ("earlystop_at_end", "earlystop_at_end_baseline")
+    )
+    bounds = np.select([above & ~below, below & ~above], [">= ", "<= "], "")
+    table["earlystop_difference_bound"] = bounds
+    table.loc[above & below, "earlystop_difference"] = math.nan
+    table.loc[above | below, ["earlystop_difference_low", "earlystop_difference_high"]] = math.nan
+    return table.reset_index()
 
 
-def as_text(table, baseline):
-    """Return a summary as text for the terminal."""
-    text = caption(table, baseline, COLUMNS)
-    if baseline is None and table["curve"].nunique() > 1:
+def as_csv(table):
+    """Return a summary for programs, in which differences that are bounds are missing."""
+    known = table["earlystop_difference_bound"] == ""
+    table = table.assign(earlystop_difference=table["earlystop_difference"].where(known))
+    return table.drop(columns=["earlystop_bound", "earlystop_difference_bound", "same"])
+
+
+def as_text(table, baseline, columns):
+    """Return a summary as text for the terminal, with some of COLUMNS."""
+    lines = []
+    curves = table["curve"].unique()
+    if max(map(len, curves)) > LONG_NAME:
+        letters = dict(zip(curves, LETTERS, strict=False))
+        lines += [f"{letter}: {curve}" for curve, letter in letters.items()]
+        table = table.replace({"curve": letters})
+        baseline = letters.get(baseline, baseline)
+    text = caption(table, baseline, columns)
+    if baseline is None and len(curves) > 1:
         text += " For differences between curves, name one of them with --baseline."
-    lines = textwrap.wrap(text, 100)
-    names = table.columns[: table.columns.get_loc("round") + 1]
-    names = names.drop(["arch_type", "dataset", "curve"])
-    columns = [*COLUMNS]
-    for side_by_side in columns[:3], columns[3:]:
-        cells = as_cells(table, names, side_by_side)
-        lines += ["", cells.to_string(index=False, sparsify=False)]
+    lines += textwrap.wrap(text, WIDTH)
+
+    table = table.assign(weights=table["weights_remaining"].map(as_percent))
+    table = table.sort_values("weights_remaining", ascending=False, kind="stable")
+    names = ["weights", "round", "curve"]
+    blocks = [as_cells(table, names, columns).to_string()]
+    if blocks[0].index("\n") > WIDTH:
+        blocks = [as_cells(table, names, [column]).to_string() for column in columns]
+    for block in blocks:
+        lines += ["", *map(str.rstrip, block.splitlines())]
     return "\n".join(lines)
 
 
-def as_latex(table, baseline, rounds):
-    """Return some rounds of a summary as LaTeX tables, a list with one for each of COLUMNS.
+def answers(runs, baseline):
+    """Return what the results say about test accuracy, as sentences.
+
+    First the baseline is compared with its dense network, then other curves with the baseline. If
+    there is no baseline, all curves are compared with their dense networks.
+    """
+
+    tickets = runs[runs["curve"] == baseline] if baseline else runs
+    dense = runs.loc[runs["round"] == 0, ["curve", "seed", "bestaccuracy"]]
+    of_dense = tickets.merge(dense, on=["curve", "seed"], suffixes=("", "_baseline"))
+    of_dense["bestaccuracy"] -= of_dense["bestaccuracy_baseline"]
+    sentences = []
+    for pairs, other in ((of_dense, "the dense network"), (pair_seeds(runs, baseline), baseline)):
+        for curve, rows in pairs[pairs["round"] > 0].groupby("curve", sort=False):
+            sentences.append(textwrap.fill(answer(curve, rows, other), WIDTH))
+    return sentences
+
+
+def answer(curve, rows, other):
+    """Return how a curve differs from another one in the last round that all seeds have.
+
+    `rows` has the differences in test accuracy, as pair_seeds returns them.
+    """
+    seeds = rows.groupby("round")["seed"].count()
+    rows = rows[rows["round"] == seeds[seeds == seeds.max()].index[-1]]
+    mean = rows["bestaccuracy"].mean()
+    low, high = interval(rows["bestaccuracy"])
+    subject = f"At {as_percent(rows['weights_remaining'].mean())} of the weights, {curve}"
+    evidence = utils.plural(len(rows), "seed")
+    if low <= 0 <= high or abs(mean) < 0.005:
+        if low <= high:
+            evidence = f"95% interval {low:+z.2f} to {high:+z.2f}, {evidence}"
+        return f"{subject}: no clear difference from {other} ({mean:+z.2f} points, {evidence})"
+    if low <= high:
+        low, high = sorted([abs(low), abs(high)])
+        evidence = f"95% interval {low:.2f} to {high:.2f}, {evidence}"
+    where = "above" if mean > 0 else "below"
+    return f"{subject}: {abs(mean):.2f} points {where} {other} ({evidence})"
+
+
+def as_percent(number):
+    """Return a percentage with three digits, as text."""
+    return f"{number:#.3g}".rstrip(".") + "%"
+
+
+def as_latex(table, baseline):
+    """Return a summary as LaTeX tables, a list with one for each of COLUMNS.
 
     Small print and narrow gaps make them fit a page.
     """
-    table = table[table["round"].isin(rounds)]
-    if table.empty:
-        warn("--latex: there are no results of the rounds in --rounds")
+    place = "-".join(table[["arch_type", "dataset"]].iloc[0])
+    table = table.assign(weights=table["weights_remaining"].map(as_percent))
     tables = []
     for name in COLUMNS:
         if table[name].isna().all():
             continue
-        cells = as_cells(table, ["curve"], [name]).map(with_symbols)
-        escaped = with_symbols(caption(table, baseline, [name]))
-        for character in "%_":
-            escaped = escaped.replace(character, f"\\{character}")
-        styler = cells.style.format(escape="latex-math").format_index(escape="latex-math", axis=1)
-        text = styler.hide(axis="index").to_latex(
-            caption=escaped,
-            column_format="@{}l" + r"@{\hspace{6pt}}r" * (cells.shape[1] - 1) + "@{}",
+        cells = as_cells(table, ["curve", "weights"], [name]).map(as_tex)
+        styler = cells.style.format_index(as_tex, axis=0).format_index(as_tex, axis=1)
+        text = styler.to_latex(
+            caption=as_tex(caption(table, baseline, [name])),
+            label=f"tab:{place}-{name}",
+            column_format="@{}l" + r"@{\hspace{6pt}}r" * (1 + cells.shape[1]) + "@{}",
             hrules=True,
+            multirow_align="naive",
             position_float="centering",
             sparse_columns=False,
         )
@@ -489,22 +678,36 @@ def as_latex(table, baseline, rounds):
     return tables
 
 
+def as_tex(text):
+    """Return text with LaTeX's commands for its special characters and mathematical signs."""
+    text = text.translate(TEX).replace("$>$=", r"$\geq$").replace("$<$=", r"$\leq$")
+    return re.sub(r"[+-](?=\d)", r"$\g<0>$", text)
+
+
 def caption(table, baseline, columns):
     """Return what a table with some of COLUMNS shows, as sentences."""
-    arch_type, dataset = table[["arch_type", "dataset"]].iloc[0]
     titles = "; ".join(COLUMNS[name] for name in columns)
-    text = f"{arch_type} on {dataset}: {titles}. Mean ± standard deviation over seeds."
+    sentences = [f"{' on '.join(table.iloc[0, :2])}: {titles}."]
+    trials = table["trials"]
+    over = "seeds" if trials.nunique() > 1 else utils.plural(trials.max(), "seed")
+    sentences.append("One seed." if over == "1 seed" else f"Mean ± standard deviation over {over}.")
     if table["pairs"].any():
-        text += f" Differences to the baseline ({baseline}) are paired by seed, at equal density"
+        text = f"Differences from the baseline, {baseline}, are paired by seed"
         if table["pairs"].max() >= 3:
             text += ", with 95% confidence intervals (t distribution) for three or more seeds"
-        text += "."
-    if "earlystop" in columns and table["earlystop_at_end"].any():
-        text += (
-            " >=: at least one seed stopped early at its last evaluation, so its rounds may be too "
+        sentences.append(f"{text}.")
+    at_end = table["earlystop_at_end"]
+    if "earlystop" in columns and at_end.gt(0).any():
+        sentences.append(
+            ">=: at least one seed stopped early at its last evaluation, so its rounds may be too "
             "short."
         )
-    return text
+    if "earlystop" in columns and at_end.isna().any():
+        sentences.append(
+            f"The log of {', '.join(table.loc[at_end.isna(), 'curve'].unique())} is incomplete, so "
+            "it is not known whether early stopping was at the last evaluation."
+        )
+    return " ".join(sentences)
 
 
 def as_cells(table, names, columns):
@@ -512,40 +715,41 @@ def as_cells(table, names, columns):
 
     `names` are the columns that name a row, `columns` some of COLUMNS.
     """
-    import pandas as pd
-
-    cells = {}
-    for name in names:
-        cells["", name] = table[name].astype(str)
-    cells["weights", "remaining (%)"] = table["weights_remaining"].map("{:.2f}".format)
-    cells["", "seeds"] = table["trials"].astype(str)
+    if table["trials"].nunique() > 1:
+        names = [*names, "seeds"]
+    rows = table.rename(columns={"trials": "seeds"})
+    headers = []
+    cells = []
     for name in columns:
-        title = COLUMNS[name]
-        digits = 0 if name == "earlystop" else 2
-        texts = []
-        for mean, std, at_end in table[[name, f"{name}_std", "earlystop_at_end"]].to_numpy():
-            bound = ">= " if name == "earlystop" and at_end else ""
-            texts.append(bound + mean_and_std(mean, std, digits))
-        cells[two_lines(title)] = texts
-
-        parts = table[[f"{name}_difference", f"{name}_difference_low", f"{name}_difference_high"]]
-        if parts.notna().any(axis=None):
-            title = re.sub("test accuracy|training accuracy|iteration", "difference", title)
-            cells[two_lines(title)] = [mean_and_interval(*row, digits) for row in parts.to_numpy()]
-    return pd.DataFrame(cells, index=table.index)
+        headers.append(two_lines(COLUMNS[name]))
+        cells.append([mean_text(row, name) for row in rows.to_dict("records")])
+        if table[f"{name}_difference"].notna().any():
+            headers.append(("difference from", "the baseline"))
+            cells.append([difference_text(row, name) for row in rows.to_dict("records")])
+    index = pd.MultiIndex.from_frame(rows[names].astype(str))
+    headers = pd.MultiIndex.from_tuples(headers)
+    return pd.DataFrame(zip(*cells, strict=True), index=index, columns=headers)
 
 
-def mean_and_std(mean, std, digits):
+def mean_text(row, name):
+    """Return the mean and standard deviation of one of COLUMNS as text."""
+    mean, std = row[name], row[f"{name}_std"]
     if math.isnan(mean):
         return "-"
-    text = f"{mean:.{digits}f}"
+    digits = 0 if name == "earlystop" else 2
+    text = f"{row.get(f'{name}_bound', '')}{mean:.{digits}f}"
     return text if math.isnan(std) else f"{text} ± {std:.{digits}f}"
 
 
-def mean_and_interval(mean, low, high, digits):
+def difference_text(row, name):
+    """Return the difference of one of COLUMNS from the baseline, and its interval, as text."""
+    mean, low, high = (row[f"{name}_difference{part}"] for part in ("", "_low", "_high"))
     if math.isnan(mean):
         return "-"
-    text = f"{mean:+z.{digits}f}"
+    if row["same"]:
+        return "same"
+    digits = 0 if name == "earlystop" else 2
+    text = f"{row.get(f'{name}_difference_bound', '')}{mean:+z.{digits}f}"
     return text if math.isnan(low) else f"{text} [{low:+z.{digits}f}, {high:+z.{digits}f}]"
 
 
@@ -555,18 +759,13 @@ def two_lines(title):
     return first, second
 
 
-def with_symbols(text):
-    """Return text with LaTeX's symbols for signs of numbers, >= and ±."""
-    text = re.sub(r"[+-](?=\d)", r"$\g<0>$", text)
-    return text.replace(">=", r"$\geq$").replace("±", r"$\pm$")
-
-
 # ---- The figures of a run ------------------------------------------------------------------------
 
 
 def draw_run(files):
     """Draw the figure over all rounds of a run, and the figures of single rounds if missing."""
-    runs = read_run(files).assign(curve=files.prune_type, seed=files.seed)
+    curve = own_name(files, read_settings(files))
+    runs = read_run(files).assign(curve=curve, seed=files.seed)
     for round_ in runs["round"]:
         if not files.figure(f"LossVsAccuracy_{round_}").exists():
             draw_round(files, round_)
@@ -623,15 +822,14 @@ def plot_columns(path, runs, columns, title, shared=False):
 def draw_experiment(args, runs, log):
     """Draw all figures for an architecture on a dataset, and print their paths.
 
-    `runs` and `log` are the DataFrames of read_runs.
+    `runs` is that of read_runs, and `log` has the evaluations of the rounds whose training is
+    drawn.
     """
     arch_type, dataset = runs[["arch_type", "dataset"]].iloc[0]
     title = f"{arch_type}, {dataset}"
-    # Several folders have no place in common but the current one.
-    folder = args.output_dir[0] if len(args.output_dir) == 1 else "."
 
     def path_of(name):
-        return utils.combined_figure(folder, name, arch_type, dataset, args.format)
+        return Path(args.figures, f"{name}_{arch_type}_{dataset}.{args.format}")
 
     print(f"{title}: {describe(runs)}")
     for name, columns in FIGURES.items():
@@ -643,11 +841,10 @@ def draw_experiment(args, runs, log):
         content = ", ".join(COLUMNS[column].removesuffix(" (%)") for column in columns)
         print(f"{path}: {content}; {OVER_SEEDS}")
 
-    training = log[log["round"].isin(args.rounds)]
-    if not training.empty:
+    if not log.empty:
         path = path_of("training")
-        plot_training(path, training, title)
-        rounds = ", ".join(map(str, sorted(training["round"].unique())))
+        plot_training(path, log, title)
+        rounds = ", ".join(map(str, sorted(log["round"].unique())))
         print(
             f"{path}: test accuracy during training (rounds {rounds}), {OVER_SEEDS}; "
             f"each point is the mean over 1/{TRAINING_POINTS} of the longest round"
@@ -655,26 +852,23 @@ def draw_experiment(args, runs, log):
 
 
 def describe(runs):
-    """Return how many rounds and seeds each curve has, and which prune types are missing."""
+    """Return how many rounds and seeds each curve has."""
     parts = []
     for curve, group in runs.groupby("curve", sort=False):
         lengths = group.groupby("seed").size()
         rounds = " to ".join(map(str, sorted({lengths.min(), lengths.max()})))
         seeds = utils.plural(len(lengths), "seed")
         parts.append(f"{curve} with {utils.plural(rounds, 'round')} and {seeds}")
-    text = "; ".join(parts)
-    missing = {"lt", "reinit"}.difference(runs["prune_type"])
-    if missing:
-        text += f" (not run yet: {', '.join(sorted(missing))})"
-    return text
+    return "; ".join(parts)
 
 
 def mark_last_evaluations(axes, runs):
     """Open the markers of early-stopping iterations that are a seed's last evaluation."""
     groups = runs.groupby(["curve", "round"], sort=False)
-    means = groups[["weights_remaining", "earlystop", "earlystop_at_end"]].mean()
+    means = groups[["weights_remaining", "earlystop"]].mean()
+    at_end = groups["earlystop_at_end"].sum() > 0
     found = styles(runs["curve"])
-    for curve, points in means[means["earlystop_at_end"] > 0].groupby("curve"):
+    for curve, points in means[at_end].groupby("curve"):
         colour, marker, _ = found[curve]
         axes.plot(
             points["weights_remaining"],
@@ -684,7 +878,7 @@ def mark_last_evaluations(axes, runs):
             marker=marker,
             markerfacecolor="white",
         )
-    if means["earlystop_at_end"].any():
+    if at_end.any():
         label = "open: a seed's last evaluation"
         axes.plot([], [], "o", color="grey", markerfacecolor="white", label=label)
 
@@ -719,7 +913,7 @@ def plot_training(path, rows, title):
                 y="test_accuracy",
                 hue="remaining",
                 hue_order=list(labels.values()),
-                errorbar=("pi", 100),
+                errorbar=spread,
                 marker=marker,
                 legend=axes is panels[0],
                 ax=axes,
@@ -811,7 +1005,7 @@ def plot_curves(axes, sns, runs, column, **options):
         style=names,
         markers=markers,
         dashes=dashes,
-        errorbar=("pi", 100),
+        errorbar=spread,
         ax=axes,
         **options,
     )
@@ -820,13 +1014,21 @@ def plot_curves(axes, sns, runs, column, **options):
         set_percent_axis(axes, percents)
 
 
+def spread(values):
+    """Return minimum and maximum of a Series, and its mean if rounding puts that outside."""
+    mean = values.mean()
+    return min(values.min(), mean), max(values.max(), mean)
+
+
 def styles(curves):
     """Return the colour, marker and dashes of each curve, {curve: (colour, marker, dashes)}.
 
-    Curves that are not of PRUNE_TYPES get the next free ones.
+    The first curve of each of PRUNE_TYPES has those of its type, others get the next free ones.
     """
-    present = set(curves)
-    numbers = {curve: i for i, curve in enumerate(PRUNE_TYPES) if curve in present}
+    first = {}
+    for curve in dict.fromkeys(curves):
+        first.setdefault(curve.partition(",")[0], curve)
+    numbers = {first[kind]: i for i, kind in enumerate(PRUNE_TYPES) if kind in first}
     free = (number for number in itertools.count() if number not in numbers.values())
     for curve in dict.fromkeys(curves):
         if curve not in numbers:
@@ -871,13 +1073,19 @@ def parse_args(argv=None):
         help="draw only this architecture (default: all%(default).0s)")
     add("--dataset", metavar="NAME",
         help="draw only this dataset (default: all%(default).0s)")
-    add("--rounds", default="0,3,7,15", type=utils.numbers("[0, inf)"), metavar="N,...",
-        help="comma-separated rounds whose training is drawn, and which --latex writes")
+    add("--rounds", type=utils.numbers("[0, inf)"), metavar="N,...",
+        help="comma-separated rounds to tabulate, and whose training is drawn (default: those"
+             " nearest to 100, 50, 20, 10, 5, 2 and 1%% of the weights, and the last%(default).0s)")
+    add("--columns", nargs="+", default=PRINTED, choices=COLUMNS, metavar="NAME",
+        help=f"quantities to print: {', '.join(COLUMNS)}"
+             f" (default: {' '.join(PRINTED)}%(default).0s)")
     add("--output_dir", type=utils.folder, metavar="DIR", nargs="+", action="extend",
-        help="one or more of main.py's --output_dir; figures of several go to the current folder"
-             " (default: .%(default).0s)")
+        help="one or more of main.py's --output_dir (default: .%(default).0s)")
+    add("--figures", type=utils.folder, metavar="DIR",
+        help="where figures go (default: plots/lt/combined_plots in --output_dir, or plots_A_B for"
+             " the folders A and B%(default).0s)")
     add("--baseline", metavar="NAME",
-        help="curve that differences are taken to (default: the only one of lt%(default).0s)")
+        help="curve that differences are taken from (default: the only one of lt%(default).0s)")
     add("--format", default="png", choices=["png", "pdf", "svg"],
         help="file type of the figures")
     add("--csv", type=utils.folder, metavar="FILE",
@@ -885,17 +1093,42 @@ def parse_args(argv=None):
     add("--raw", type=utils.folder, metavar="FILE",
         help="also write a CSV file with a row per seed and round (default: none%(default).0s)")
     add("--latex", type=utils.folder, metavar="FILE",
-        help="also write LaTeX tables of --rounds (default: none%(default).0s)")
+        help="also write LaTeX tables of the rounds that are printed (default: none%(default).0s)")
     # fmt: on
     args = parser.parse_args(argv)
     args.output_dir = args.output_dir or ["."]
-    files = {name: getattr(args, name) for name in ("csv", "raw", "latex")}
-    for name, path in files.items():
-        if path and Path(path).is_dir():
-            parser.error(f"--{name}={path} is a folder; it must be a file")
-        if path and list(files.values()).count(path) > 1:
-            parser.error(f"--{name}={path} is the file of another table, too")
+    args.figures = args.figures or default_figures(parser, args.output_dir)
+    check_tables(parser, {name: getattr(args, name) for name in ("csv", "raw", "latex")})
     return args
+
+
+def check_tables(parser, paths):
+    """Exit with status 2 if tables cannot be written to these paths, {flag: path or None}."""
+    places = set()
+    for name, text in paths.items():
+        if text is None:
+            continue
+        path = Path(text)
+        if path.is_dir():
+            parser.error(f"--{name}={path} is a folder; it must be a file")
+        if path.resolve() in places:
+            parser.error(f"--{name}={path} is the file of another table, too")
+        if path.is_file() and path.samefile("/dev/stdout"):
+            parser.error(f"--{name}={path} is the file that the output goes to; choose another one")
+        places.add(path.resolve())
+
+
+def default_figures(parser, folders):
+    """Return the folder for figures of these folders. Exits with status 2 if it has a long name."""
+    places = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    if len(places) == 1:
+        return str(Path(folders[0], "plots/lt/combined_plots"))
+    common = os.path.commonpath(places)
+    names = ["_".join(place.relative_to(common).parts) or place.name for place in places]
+    name = "_".join(["plots", *names])
+    if len(name) > 200:  # most file systems allow 255 bytes
+        parser.error("so many folders need --figures=DIR, which says where figures go")
+    return name
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The lottery ticket experiment: train, prune the smallest weights, reset the survivors, repeat.
 
-Winning tickets, their control with new random weights, and a figure with both curves:
+Winning tickets, their masks with new random weights as a control, and a figure with both curves:
 
     python3 main.py --prune_type=lt --arch_type=fc1 --dataset=mnist
-    python3 main.py --prune_type=reinit --arch_type=fc1 --dataset=mnist
+    python3 main.py --prune_type=reinit --masks_from=lt --arch_type=fc1 --dataset=mnist
     python3 combine_plots.py
 
 The same within a minute and without a download:
@@ -24,6 +24,7 @@ import math
 import os
 import random
 import re
+import shlex
 import sys
 import zlib
 from collections import Counter
@@ -121,7 +122,13 @@ def new_run(args, model):
     """
     network = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # addresses differ between processes
     settings = vars(args) | {"network": network}
-    run = utils.Run(args, settings, defaults(args), refused(args.prune_type))
+    run = utils.Run(
+        args,
+        settings,
+        defaults(args),
+        refused(args.prune_type),
+        CRITERIA[args.criterion].before_training,
+    )
     if args.masks_from:
         run.settings |= utils.source_of_masks(run, dense_masks(model))
     return run
@@ -1414,8 +1421,7 @@ def describe_run(args, model, percents, data, trials):
     rounds = args.prune_iterations
     _, end = iterations(args, len(data.train[1]) - args.val_size)
     total = sum(weight.numel() for weight in weights.values())
-    shares = {name: (1 - percent / 100) ** (rounds - 1) for name, percent in percents.items()}
-    remaining = sum(weight.numel() * shares[name] for name, weight in weights.items())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
 
     work = f"{utils.plural(rounds, 'round')} of {end} iterations"
     if trials > 1:
@@ -1427,9 +1433,15 @@ def describe_run(args, model, percents, data, trials):
     checkpoint = 6 * network + total
     size = trials * (rounds * ticket + 2 * checkpoint + network)
     lines = [
-        f"{work}, down to {100 * remaining / total:.2f}% of the {total} weights; "
-        f"about {size / 1e6:.0f} MB of results in {args.output_dir}"
+        f"{work}; about {size / 1e6:.0f} MB of results in {args.output_dir}",
+        f"{total} of {parameters} parameters are prunable weights",
     ]
+    remaining = last_survivors(args, weights, percents)
+    if remaining is not None:
+        lines[-1] += (
+            f"; {100 * remaining / total:.2f}% of them remain in the last round "
+            f"({100 * (remaining + parameters - total) / parameters:.2f}% of all parameters)"
+        )
 
     if args.val_size == 0:
         lines.append("--val_size=0: the best evaluation is selected on the test set")
@@ -1440,6 +1452,45 @@ def describe_run(args, model, percents, data, trials):
     if others:
         lines.append(f"not pruned: {', '.join(others)}")
     return "\n".join(lines)
+
+
+def last_survivors(args, weights, percents):
+    """Return the number of prunable weights in the last round; None if it depends on training.
+
+    It does with global pruning, if layers have different rates.
+    """
+    rates = set(filter(None, percents.values()))
+    if args.prune_scope == "global" and len(rates) > 1:
+        return None
+    groups = Counter()
+    for name, weight in weights.items():
+        layer = name if args.prune_scope == "layer" else None
+        groups[layer, percents[name]] += weight.numel()
+    remaining = 0
+    for (_, percent), n in groups.items():
+        for _ in range(args.prune_iterations - 1):
+            n -= round(percent / 100 * n)
+        remaining += n
+    return remaining
+
+
+def closing(args, argv):
+    """Return a run's last lines: its figure, and the command that comes next."""
+    which = f"figure of seed {args.seed}" if args.trials > 1 else "figure"
+    figure = utils.Files(args).figure("AccuracyVsWeights")
+    if args.prune_type == "lt":
+        flags = [text for text in argv if text not in ("--prune_type=lt", "--overwrite")]
+        flags.append("--prune_type=reinit")
+        if not args.one_shot:  # which has the masks of lt anyway
+            flags.append("--masks_from=lt")
+        if args.rewind_iter:
+            flags.append("--rewind_iter=0")  # reinit refuses others
+        command = ["python3", "main.py", *flags]
+    else:
+        command = ["python3", "combine_plots.py"]
+        if args.output_dir != ".":
+            command.append(f"--output_dir={args.output_dir}")
+    return f"\n{which}: {figure}\nnext: {shlex.join(command)}"
 
 
 def parse_args(argv=None):
@@ -1680,4 +1731,7 @@ def add_flags(parser):
 if __name__ == "__main__":
     os.environ["MPLBACKEND"] = "agg"  # a notebook's backend works only in its own process
     with utils.one_line_errors("main.py"):
-        main(parse_args())
+        args = parse_args()
+        main(args)
+        if utils.from_torchrun("RANK", 0) == 0:
+            print(closing(args, sys.argv[1:]))

@@ -196,6 +196,13 @@ def folder(text):
         raise argparse.ArgumentTypeError(f"{text!r}: there is no such user") from error
 
 
+def as_flag(value):
+    """Return the value of a flag as text, as on the command line."""
+    if value in (None, []):
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def plural(n, noun):
     """Return "1 round" or "2 rounds"; `n` may also be a text such as "2 to 3"."""
     return f"{n} {noun}" if n in (1, "1") else f"{n} {noun}s"
@@ -356,8 +363,13 @@ def evaluations(rows):
 
 
 def best(rows):
-    """Return the first row of best validation accuracy; None if there is no evaluation yet."""
-    return max(evaluations(rows), key=lambda row: row["val_accuracy"], default=None)
+    """Return the row of best validation accuracy; None if there is no evaluation yet.
+
+    Of equal accuracies, that of the lowest validation loss counts, then the first.
+    """
+    return min(
+        evaluations(rows), key=lambda row: (-row["val_accuracy"], row["val_loss"]), default=None
+    )
 
 
 def round_summary(rows):
@@ -468,12 +480,6 @@ def find_results(output_dir):
             )
             for path in sorted(folders[seed].glob("*_compression.dat")):
                 yield Files(args, path.name.removesuffix("_compression.dat"))
-
-
-def combined_figure(output_dir, name, arch_type, dataset, extension):
-    """Return the path of a figure with all runs of an architecture on a dataset."""
-    name = f"{name}_{arch_type}_{dataset}.{extension}"
-    return Path(output_dir, "plots/lt/combined_plots", name)
 
 
 def write(path, save, previous=None, shared=False):
@@ -605,12 +611,13 @@ class Run:
     checkpoint and raise Stopped. If the reader of the output ends, it saves a checkpoint, too.
     """
 
-    def __init__(self, args, settings=None, defaults=None, refused=()):
+    def __init__(self, args, settings=None, defaults=None, refused=(), before_training=False):
         self.args = args
         self.files = Files(args)
         self.settings = settings or {}  # {name: value}; results of one run agree in these
         self.defaults = defaults or {}  # {flag: value}
         self.refused = list(refused)  # the flags that the run does not have
+        self.before_training = before_training  # whether the criterion uses no trained weights
         self.saved_path = None  # of the checkpoint to resume from
         self.saved = None  # its content
         self.state = None  # until it is started or resumed
@@ -679,7 +686,7 @@ class Run:
 
     def check_settings(self, others):
         """Raise BadInput if the existing results have other settings or masks, {name: value}."""
-        other = difference(self.settings, others, self.defaults)
+        other, _ = difference(self.settings, others, self.defaults)
         checksums = [found.get("masks_from_checksums", []) for found in (self.settings, others)]
         if any(now != before for now, before in zip(*checksums, strict=False)):
             other = other or f"other masks of {self.args.masks_from}"
@@ -757,10 +764,11 @@ def newest_checkpoint(run):
 
 
 def difference(settings, others, defaults, free=()):
-    """Return the first setting in which `others` differ from `settings`, {name: value}; else None.
+    """Return the first setting in which `others` differ from `settings`, {name: value}.
 
-    It is returned in words. Settings in `free` may differ. A setting missing from `others`, which
-    are of an older version then, counts as its default.
+    It is returned in words, and what to do to have the same; both are "" if there is none. Settings
+    in `free` may differ. A setting missing from `others`, which are of an older version then,
+    counts as its default.
     """
     texts = {"network": "another network", "data": "other data"}  # too long to be shown
     for name, value in settings.items():
@@ -768,11 +776,18 @@ def difference(settings, others, defaults, free=()):
         if name in MAY_CHANGE_ON_RESUME.union(free):
             continue
         if name == "masks_from_settings":
-            if inner := difference(value, other, defaults):
-                return f"masks of {settings['masks_from']} with {inner}"
+            inner, _ = difference(value, other, defaults)
+            if inner:
+                return f"masks of {settings['masks_from']} with {inner}", ""
         elif other != value:
-            return texts.get(name, f"--{name}={other}, not {value}")
-    return None
+            if name in texts:
+                return texts[name], ""
+            flag = f"--{name}={as_flag(other)}"
+            remedy = f"give {flag}"
+            if isinstance(other, bool):
+                remedy = f"give --{name}" if other else f"leave out --{name}"
+            return f"{flag}, not {as_flag(value)}", remedy
+    return "", ""
 
 
 def note_changes(subject, made_by, now):
@@ -834,6 +849,7 @@ def write_settings(run):
     content = {
         "settings": run.settings,
         "refused": run.refused,
+        "before_training": run.before_training,
         "defaults": run.defaults,
         "made_by": provenance(),
         **machine(run.args, run.state.loss.device),
@@ -900,27 +916,31 @@ def read_ticket(run, round_, masks):
     source = run.args.masks_from
     path = Files(run.args, source).ticket(round_)
     free = {"prune_type", "masks_from", "rewind_iter"}
+    remedy = ""
+    if not path.exists():
+        remedy = f"run the same command with --prune_type={source} and without --masks_from first"
     try:
         ticket = load_checkpoint(path, {"masks": dict, "args": dict, "made_by": dict})
         # Shared weights have several names in a ticket. Each needs one mask only.
         ticket["masks"] = {name: ticket["masks"].get(name) for name in masks}
         if not same_structure(masks, ticket["masks"]):
             raise BadInput(f"{path} has the masks of another network")
-        if other := difference(run.settings, ticket["args"], run.defaults, free):
+        other, remedy = difference(run.settings, ticket["args"], run.defaults, free)
+        if other:
             raise BadInput(f"{path} was made with {other}")
         if any((ticket["masks"][name] & ~masks[name].cpu()).any() for name in masks):
             raise BadInput(f"{path} keeps weights that an earlier round has pruned")
     except BadInput as error:
-        raise bad_masks(run, error) from error
+        raise bad_masks(run, error, remedy) from error
     return ticket
 
 
-def bad_masks(run, problem):
-    """Return the error that the masks of another run cannot be used."""
-    source = run.args.masks_from
+def bad_masks(run, problem, remedy=""):
+    """Return the error that the masks of another run cannot be used, and what to do instead."""
+    remedies = filter(None, [remedy, "use another --output_dir for both runs"])
+    advice = ", or ".join(remedies)
     return BadInput(
-        f"--masks_from={source}: {problem}. First run the same command with "
-        f"--prune_type={source}, and with --overwrite if it has finished"
+        f"--masks_from={run.args.masks_from}: {problem}. {advice[0].upper()}{advice[1:]}"
     )
 
 
@@ -941,6 +961,7 @@ class Log:
         self.end = end
         self.files = Files(args)
         self.remaining = density(list(state.masks.values()))
+        self.masks = checksum(snapshot(state.masks, copy=False).values())
         self.start_time = time.monotonic() - state.seconds
         print(f"\n{round_header(args, state, self.remaining)}")
         print(table(state.masks), flush=True)
@@ -1010,6 +1031,7 @@ class Log:
             "epoch": math.ceil(state.iteration / self.steps),
             "iteration": state.iteration,
             "weights_remaining": self.remaining,
+            "masks": self.masks,
             **measured,
             "seconds": state.seconds,
         }

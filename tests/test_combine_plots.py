@@ -4,7 +4,11 @@ import argparse
 import csv
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +23,7 @@ import archs
 import combine_plots
 import main
 import utils
-from conftest import command, png_size
+from conftest import ROOT, command, png_size
 
 
 def write_curve(folder, kind, accuracies, percent=20):
@@ -73,8 +77,8 @@ def test_all_results_are_found(tmp_path, drawn, capsys):
     output = capsys.readouterr().out
     caption = "test accuracy at best validation; mean and range (band or bars) over seeds"
     for line in (
-        "lenet5, cifar10: lt with 1 round and 1 seed (not run yet: reinit)",
-        "fc1, digits: reinit with 2 rounds and 1 seed (not run yet: lt)",
+        "lenet5, cifar10: lt with 1 round and 1 seed",
+        "fc1, digits: reinit with 2 rounds and 1 seed",
         f"combined_lenet5_cifar10.png: {caption}",
     ):
         assert line in output
@@ -268,10 +272,6 @@ def test_training_is_drawn_for_chosen_rounds_as_in_figure_3(experiment, figures)
     assert y == pytest.approx([91.75, 92, 92.25, 92.5])
     assert random["lines"][0][1] == pytest.approx([91.25, 91.5, 91.75, 92])
     combine(experiment)
-    assert figures["training_fc1_mnist.png"][0]["legend"] == ["100"], (
-        "of rounds 0, 3, 7 and 15, only round 0 exists"
-    )
-    combine(experiment, "--rounds=0,1")
     assert figures["training_fc1_mnist.png"][0]["legend"] == ["100", "80"]
     figures.clear()
     combine(experiment, "--rounds=5")
@@ -317,12 +317,24 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+def printed(output):
+    """Return the rows of the tables in an output, with single spaces and without empty cells."""
+    rows = []
+    for block in re.findall(r"^weights round curve.*\n((?:.+\n)+)", output, re.MULTILINE):
+        rows += [" ".join(line.split()) for line in block.splitlines()]
+    return rows
+
+
 def test_the_table_has_means_and_deviations_on_screen_and_in_the_file(experiment, capsys, tmp_path):
     combine(experiment, f"--csv={tmp_path / 'new/table.csv'}")
-    output = " ".join(capsys.readouterr().out.split())
-    first = "98.00 ± 0.71 - 600 ± 141 - 96.50 ± 0.71 -"
-    assert f"lt 0 100.00 2 {first} lt 1 80.00 2 99" in output
-    assert "lt 0 100.00 2 97.00 ± 0.71 - 9.70 ± 0.07 - 48.50 ± 0.35 - lt 1 80.00 2 98" in output
+    output = capsys.readouterr().out
+    assert "Mean ± standard deviation over seeds." in " ".join(output.split())
+    assert printed(output) == [
+        "100% 0 lt 2 98.00 ± 0.71 - 600 ± 141 -",
+        "random 1 97.00 -1.50 600 +100",
+        "80.0% 1 lt 2 99.00 ± 0.71 - 400 ± 141 -",
+        "random 1 96.00 -3.50 900 +600",
+    ]
     rows = read_csv(tmp_path / "new/table.csv")
     assert [(row["prune_type"], row["round"], row["trials"]) for row in rows] == [
         ("lt", "0", "2"),
@@ -362,6 +374,13 @@ def test_the_table_has_means_and_deviations_on_screen_and_in_the_file(experiment
         "pairs": 0,
     }
     assert {name: float(rows[0][name]) for name in expected} == pytest.approx(expected)
+
+
+def test_tables_can_be_printed_in_ascii(experiment, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # which has no ±
+    result = command("combine_plots.py", f"--output_dir={experiment}")
+    assert result.returncode == 0
+    assert "98.00 ? 0.71" in result.stdout
 
 
 def test_results_without_early_stopping_get_only_the_first_figure(tmp_path, figures, capsys):
@@ -530,8 +549,8 @@ def test_curves_are_named_by_the_settings_that_differ(tmp_path, drawn, capsys):
     names = [name for name, _, _ in drawn["combined_fc1_mnist.png"]]
     assert names == [
         "lt, lr=0.0012, rewind_iter=500",
-        "reinit, lr=0.0012, masks_from=lt",
-        "random, lr=0.1, masks_from=none, rewind_iter=0",
+        "reinit, lt's masks, lr=0.0012",
+        "random, lr=0.1, rewind_iter=0",
     ]
     assert f"averaged: {'; '.join(names)}\n" in capsys.readouterr().err
 
@@ -544,7 +563,7 @@ NETWORK = {"network": "Linear()", "data": "digest"}
     [
         (  # what a prune type does not have, it does not differ in
             [("lt", {"rewind_iter": 30}), ("reinit", {"masks_from": "lt"})],
-            ["lt", "reinit"],
+            ["lt", "reinit, lt's masks"],
         ),
         (
             [("lt", {"rewind_iter": 30}), ("random", {})],
@@ -556,7 +575,7 @@ NETWORK = {"network": "Linear()", "data": "digest"}
         ),
         (
             [("reinit", {"masks_from": "lt"}), ("random", {})],
-            ["reinit, masks_from=lt", "random, masks_from=none"],
+            ["reinit, lt's masks", "random"],
         ),
         (  # the other rates follow from prune_percent
             [("lt", {"prune_percent": 20}), ("lt", {"prune_percent": 10})],
@@ -582,9 +601,9 @@ NETWORK = {"network": "Linear()", "data": "digest"}
             ],
             [
                 "lt, rewind_iter=0",
-                "reinit, lt's rewind_iter=0",
+                "reinit, lt's masks, lt's rewind_iter=0",
                 "lt, rewind_iter=50",
-                "reinit, lt's rewind_iter=50",
+                "reinit, lt's masks, lt's rewind_iter=50",
             ],
         ),
         (  # the masks of a run that was replaced
@@ -592,7 +611,7 @@ NETWORK = {"network": "Linear()", "data": "digest"}
                 ("lt", {"rewind_iter": 50}),
                 ("reinit", {"masks_from": "lt", "masks_from_settings": {"rewind_iter": 0}}),
             ],
-            ["lt, rewind_iter=50", "reinit, lt's rewind_iter=0"],
+            ["lt, rewind_iter=50", "reinit, lt's masks, lt's rewind_iter=0"],
         ),
         (
             [
@@ -607,7 +626,7 @@ NETWORK = {"network": "Linear()", "data": "digest"}
                     },
                 ),
             ],
-            ["lt", "reinit", "random"],
+            ["lt", "reinit, lt's masks", "random"],
         ),
         (  # the masks have the same settings as the run, apart from the rewinding
             [
@@ -631,7 +650,12 @@ NETWORK = {"network": "Linear()", "data": "digest"}
                     | NETWORK,
                 ),
             ],
-            ["lt, lr=0.1", "reinit, lr=0.1", "lt, lr=0.0012", "reinit, lr=0.0012"],
+            [
+                "lt, lr=0.1",
+                "reinit, lt's masks, lr=0.1",
+                "lt, lr=0.0012",
+                "reinit, lt's masks, lr=0.0012",
+            ],
         ),
         (  # a flag without values is named if it is given
             [
@@ -724,7 +748,7 @@ def test_seeds_are_averaged_even_if_their_percentages_differ_slightly(tmp_path, 
 
 
 def write_log(folder, rows):
-    write_curve(folder, "lt", [97, 97])
+    write_curve(folder, "lt", [97] * (1 + rows[-1]["round"]))
     (folder / "lt_log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
@@ -812,8 +836,11 @@ def test_unreadable_settings_are_treated_as_equal_and_reported(content, tmp_path
 # Several folders
 
 
-def write_run(folder, kind, accuracies, seed=0, percent=20, **settings):
-    """Write a run with all arrays and its settings; return its folder."""
+def write_run(folder, kind, accuracies, seed=0, percent=20, end=None, **settings):
+    """Write a run with all arrays and its settings; return its folder.
+
+    It also has a log if `end`, the iteration of the rounds' last evaluation, is given.
+    """
     dumps = folder / "dumps/lt/fc1/mnist" / (f"seed{seed}" if seed else "")
     write_curve(dumps, kind, accuracies, percent)
     values = np.array(accuracies)
@@ -823,6 +850,11 @@ def write_run(folder, kind, accuracies, seed=0, percent=20, **settings):
     utils.write_array(dumps / f"{kind}_untrained.dat", values / 8)
     utils.write_array(dumps / f"{kind}_trainaccuracy.dat", values)
     record(dumps, kind, prune_percent=percent, **settings)
+    if end is not None:
+        row = {"epoch": 1, "iteration": end, "train_loss": 0.1, "test_accuracy": 90.0}
+        rows = [row | {"round": r, "weights_remaining": 100.0} for r in range(len(accuracies))]
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (dumps / f"{kind}_log.jsonl").write_text(text)
     return dumps
 
 
@@ -849,12 +881,12 @@ def test_runs_of_several_folders_are_overlaid(two_folders, drawn, capsys):
     assert list(dict.fromkeys(curve for curve, _, _ in points)) == [
         "lt, rewind_iter=0",
         "lt, rewind_iter=500",
-        "reinit",
+        "reinit, lt's masks",
     ]
     output, error = capsys.readouterr()
     assert "lt, rewind_iter=500 with 2 rounds and 2 seeds" in output
     assert error == ""
-    assert Path("plots/lt/combined_plots/combined_fc1_mnist.png").exists()
+    assert Path("plots_a_b/combined_fc1_mnist.png").exists()
     assert not any((folder / "plots").exists() for folder in two_folders)
 
     rows = read_csv(Path("table.csv"))
@@ -936,8 +968,9 @@ def test_a_dozen_curves_look_different(tmp_path):
     assert set(styles) == set(curves)
     assert len({(colour, dashes) for colour, _, dashes in styles.values()}) == 12
     assert len({marker for _, marker, _ in styles.values()}) == len(combine_plots.MARKERS) == 11
-    for prune_type in ("lt", "random", "reinit"):
-        assert styles[prune_type] == combine_plots.styles([prune_type])[prune_type]
+    for first in ("lt, lr=0", "random", "reinit"):
+        kind = first.partition(",")[0]
+        assert styles[first] == combine_plots.styles([kind])[kind]
 
 
 def test_all_prune_types_look_different():
@@ -953,7 +986,12 @@ def test_prune_types_of_ones_own_are_drawn_with_the_next_free_colour(tmp_path, d
         write_run(tmp_path, kind, [90, 91])
     combine(tmp_path)
     kinds = [kind for kind, _, _ in drawn["combined_fc1_mnist.png"]]
-    assert list(dict.fromkeys(kinds)) == ["lt", "reinit", "late_lt", "reverse"]
+    assert list(dict.fromkeys(kinds)) == [
+        "lt",
+        "reinit, own masks",
+        "late_lt, own masks",
+        "reverse, own masks",
+    ]
     assert capsys.readouterr().err == ""
     found = combine_plots.styles(kinds)
     expected = ["lt", "reinit", "random", "shuffle"]  # whose colours are free
@@ -1013,12 +1051,13 @@ def test_differences_are_paired_by_seed_with_the_interval_of_a_paired_t_test(tmp
         for seed, accuracy in accuracies.items():
             write_run(tmp_path, kind, [80, accuracy], seed)
     found = differences(tmp_path)
-    assert set(found) == {("reinit", 0), ("reinit", 1)}
-    assert interval(found["reinit", 0], "bestaccuracy") == [0, 0, 0]
+    curve = "reinit, own masks"
+    assert set(found) == {(curve, 0), (curve, 1)}
+    assert interval(found[curve, 0], "bestaccuracy") == [0, 0, 0]
 
     pairs = [reinit[seed] - lt[seed] for seed in (0, 1, 2)]
     test = stats.ttest_1samp(pairs, 0).confidence_interval(0.95)
-    row = found["reinit", 1]
+    row = found[curve, 1]
     assert row["pairs"] == "3"
     assert row["trials"] == "4"
     for name, factor in (
@@ -1030,7 +1069,7 @@ def test_differences_are_paired_by_seed_with_the_interval_of_a_paired_t_test(tmp
         expected = [factor * value for value in (np.mean(pairs), *test)]
         assert interval(row, name) == pytest.approx(expected)
     output = " ".join(capsys.readouterr().out.split())
-    assert "Differences to the baseline (lt) are paired by seed, at equal density" in output
+    assert "Differences from the baseline, lt, are paired by seed, with 95%" in output
     assert "-1.00 [-2.24, +0.24]" in output
     assert "-10 [-22, +2]" in output
 
@@ -1069,13 +1108,17 @@ def test_several_curves_of_lt_need_a_named_baseline(two_folders, capsys):
     combine_all(two_folders, *flags, "--baseline=lt, rewind_iter=0")
     rows = read_csv(Path("table.csv"))
     found = [(row["curve"], row["bestaccuracy_difference"]) for row in rows if row["round"] == "1"]
-    assert found == [("lt, rewind_iter=0", ""), ("lt, rewind_iter=500", "1.0"), ("reinit", "-3.0")]
+    assert found == [
+        ("lt, rewind_iter=0", ""),
+        ("lt, rewind_iter=500", "1.0"),
+        ("reinit, lt's masks", "-3.0"),
+    ]
 
     with pytest.raises(utils.BadInput) as error:
         combine_all(two_folders, "--baseline=lt")
     assert str(error.value) == (
         "--baseline='lt' is not a curve: choose one of "
-        "'lt, rewind_iter=0', 'lt, rewind_iter=500', 'reinit'"
+        "'lt, rewind_iter=0', 'lt, rewind_iter=500', \"reinit, lt's masks\""
     )
 
 
@@ -1083,7 +1126,351 @@ def test_a_network_pruned_to_nothing_has_no_difference(tmp_path):
     for kind in ("lt", "reinit"):
         dumps = write_run(tmp_path, kind, [90, 10])
         utils.write_array(dumps / f"{kind}_compression.dat", [100, 0])
-    assert set(differences(tmp_path)) == {("reinit", 0)}
+    assert set(differences(tmp_path)) == {("reinit, own masks", 0)}
+
+
+# What is printed
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "curve"),
+    [
+        ("lt", {}, "lt"),
+        ("reinit", {}, "reinit, own masks"),
+        ("reinit", {"masks_from": "lt"}, "reinit, lt's masks"),
+        ("lr_rewind", {}, "lr_rewind, own masks"),
+        ("reinit", {"one_shot": True}, "reinit"),
+        ("signed_reinit", {"criterion": "snip"}, "signed_reinit"),
+        ("reinit", {"criterion": "initial"}, "reinit, own masks"),
+        ("random", {}, "random"),
+        ("random", {"prune_scope": "global"}, "random, own densities"),
+        ("random", {"prune_scope": "global", "criterion": "snip"}, "random, own densities"),
+        ("random", {"prune_scope": "global", "masks_from": "lt"}, "random"),
+    ],
+)
+def test_a_curve_says_whose_masks_it_has(kind, flags, curve, small_args, figures):
+    flags = {"prune_iterations": 1, "end_iter": 1} | flags
+    if "masks_from" in flags:
+        main.main(small_args(**flags | {"masks_from": "none"}))
+    args = small_args(prune_type=kind, **flags)
+    main.main(args)
+    assert figures[f"{kind}_AccuracyVsWeights.png"][0]["legend"] == [f"{curve} (1 seed)"]
+    files = [found for found in utils.find_results(args.output_dir) if found.prune_type == kind]
+    assert list(combine_plots.read_runs(files)[0]["curve"]) == [curve]
+
+
+@pytest.mark.parametrize(
+    ("ours", "lts", "text", "numbers"),
+    [
+        (1000, 1000, "+87 [+85, +89]", [87, 84.52, 89.48]),
+        (587, 1000, ">= +87", None),
+        (1000, 500, "<= +87", None),
+        (587, 500, "-", None),
+    ],
+)
+def test_differences_of_bounds_are_bounds_or_unknown(ours, lts, text, numbers, tmp_path, capsys):
+    """Early stopping is at iterations 500 (lt) and 586 to 588. `ours` and `lts` are the last ones.
+
+    It is enough if one seed stops early at the last evaluation.
+    """
+    for seed, accuracy in enumerate((58.7, 58.6, 58.8)):
+        write_run(tmp_path, "lt", [90, 50], seed, end=lts if seed == 0 else 1000)
+        write_run(tmp_path, "reinit", [90, accuracy], seed, end=ours if seed == 0 else 1000)
+    found = differences(tmp_path, f"--latex={tmp_path / 'table.tex'}")
+    cells = [row.split()[-1] for row in printed(capsys.readouterr().out) if "reinit" in row]
+    assert cells[2] == "same"
+    assert printed_difference(tmp_path, capsys) == text
+    row = found["reinit, own masks", 1]
+    if numbers:
+        assert interval(row, "earlystop") == pytest.approx(numbers, abs=0.01)
+    else:
+        assert not any(row[f"earlystop_difference{part}"] for part in ("", "_low", "_high"))
+        tex = text.replace(">=", r"$\geq$").replace("<=", r"$\leq$").replace("+", "$+$")
+        assert rf" & {tex} \\" in (tmp_path / "table.tex").read_text()
+
+
+def printed_difference(folder, capsys):
+    """Return the last difference in early-stopping iterations that is printed."""
+    combine(folder, "--columns", "earlystop")
+    *_, last = printed(capsys.readouterr().out)
+    return re.search(r"(?:(?:>= |<= )?\+.*|-)$", last)[0]
+
+
+def test_a_lower_bound_of_dense_networks_is_the_same(tmp_path, capsys):
+    """The networks of round 0 are the same, so their unknown early stopping is the same."""
+    for seed in range(3):
+        for kind in ("lt", "reinit"):
+            write_run(tmp_path, kind, [90 + seed], seed, end=10 * (90 + seed))
+    found = differences(tmp_path)
+    assert printed(capsys.readouterr().out) == [
+        "100% 0 lt 91.00 ± 1.00 - >= 910 ± 10 -",
+        "reinit, own masks 91.00 ± 1.00 same >= 910 ± 10 same",
+    ]
+    assert interval(found["reinit, own masks", 0], "earlystop") == [0, 0, 0]
+
+
+def test_results_are_the_same_only_if_all_are(tmp_path, capsys):
+    for kind in ("lt", "reinit"):
+        dumps = write_run(tmp_path, kind, [90, 80], end=2000)
+    utils.write_array(dumps / "reinit_finalaccuracy.dat", [22.5, 21])
+    combine(tmp_path)
+    rows = [row for row in printed(capsys.readouterr().out) if "reinit" in row]
+    assert rows == [
+        "reinit, own masks 90.00 same 900 same",
+        "reinit, own masks 80.00 +0.00 800 +0",
+    ]
+
+
+def test_a_missing_log_is_said_to_leave_bounds_unknown(tmp_path, capsys):
+    write_run(tmp_path, "lt", [90, 91], end=900)
+    write_run(tmp_path, "reinit", [90, 91])
+    combine(tmp_path, f"--csv={tmp_path / 'table.csv'}", f"--raw={tmp_path / 'raw.csv'}")
+    output = " ".join(capsys.readouterr().out.split())
+    assert (
+        "The log of reinit, own masks is incomplete, so it is not known whether early stopping was "
+        "at the last evaluation."
+    ) in output
+    for name, values in (("table.csv", ["1", "0", "", ""]), ("raw.csv", ["True", "False", "", ""])):
+        assert [row["earlystop_at_end"] for row in read_csv(tmp_path / name)] == values
+
+
+def test_the_rounds_nearest_to_some_densities_are_shown(tmp_path, figures, capsys):
+    write_run(tmp_path, "lt", [90] * 35, percent=10, end=1000)
+    write_run(tmp_path, "reinit", [90] * 3, percent=60, end=1000)
+    combine(tmp_path, "--baseline=lt, prune_percent=10", f"--latex={tmp_path / 'table.tex'}")
+    output = capsys.readouterr().out
+    shown = re.findall(r"^(\S+%) +(\d+) ", output, re.MULTILINE)
+    expected = [
+        ("100%", "0"),
+        ("47.8%", "7"),
+        ("40.0%", "1"),
+        ("20.6%", "15"),
+        ("16.0%", "2"),
+        ("9.85%", "22"),
+        ("5.23%", "28"),
+        ("2.78%", "34"),
+    ]
+    assert shown == expected
+    tex = (tmp_path / "table.tex").read_text().split(r"\begin{table}")[1]
+    rows = re.findall(r"([\d.]+)\\% & ", tex.partition(r"\midrule")[2])
+    assert rows == ["100", "47.8", "20.6", "9.85", "5.23", "2.78", "100", "40.0", "16.0"]
+    lt, reinit = figures["training_fc1_mnist.png"]
+    assert (len(lt["lines"]), len(reinit["lines"])) == (6, 3)
+
+    combine(tmp_path, "--rounds=1,30")
+    assert re.findall(r"^(\S+%) +(\d+) ", capsys.readouterr().out, re.MULTILINE)[:3] == [
+        ("90.0%", "1"),
+        ("40.0%", "1"),
+        ("4.24%", "30"),
+    ]
+
+
+@pytest.mark.parametrize("columns", [[], [*combine_plots.COLUMNS]])
+def test_tables_fit_the_terminal_and_long_names_become_letters(
+    columns, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(combine_plots, "draw_experiment", lambda *_: None)
+    folders = [tmp_path / str(number) for number in range(30)]
+    for number, folder in enumerate(folders):
+        for seed in range(3):
+            accuracies = [100 - number, 99.12 - 3 * number, 98.57 - number * seed]
+            settings = {"rewind_iter": number, "lr": (1 + number // 2) / 1000, "lr_gamma": number}
+            write_run(folder, "lt", accuracies, seed, end=1000, **settings)
+    flags = ["--columns", *columns] if columns else []
+    baseline = "lt, lr=0.001, rewind_iter=0, lr_gamma=0"
+    figures = f"--figures={tmp_path}"
+    combine_all(folders, figures, f"--baseline={baseline}", *flags)
+    table = capsys.readouterr().out
+    assert max(map(len, table.splitlines())) <= 100
+    assert f"\nA: {baseline}\nB: " in table
+    assert "\nD0: lt, lr=0.015, rewind_iter=29, lr_gamma=29\n" in table
+    assert "Differences from the baseline, A, are paired" in " ".join(table.split())
+    blocks = len(columns) or 1
+    assert len(printed(table)) == 2 * len(folders) * blocks
+
+
+def test_columns_choose_what_is_printed(experiment, capsys):
+    combine(experiment, "--columns", "untrained")
+    output = capsys.readouterr().out
+    assert printed(output)[:2] == ["100% 0 lt 2 9.70 ± 0.07 -", "random 1 9.60 -0.15"]
+    assert "test accuracy before training (%)" in output
+    assert "fc1 on mnist: test accuracy before training (%). Mean" in output
+
+
+def answers(output):
+    """Return the sentences at the end of an output."""
+    *_, last = output.strip().split("\n\n")
+    return last.replace("\nAt ", "\0At ").replace("\n", " ").split("\0")
+
+
+def test_the_last_lines_answer_whether_accuracies_differ(tmp_path, capsys):
+    for seed, (dense, lt, reinit, shuffle) in enumerate(
+        [(90, 91, 89, 91.5), (91, 92.5, 91.5, 92), (92, 93.2, 90.4, 93.4)]
+    ):
+        write_run(tmp_path, "lt", [dense, dense, lt], seed, percent=50)
+        write_run(tmp_path, "reinit", [dense, dense, reinit], seed, percent=50, masks_from="lt")
+        write_run(tmp_path, "shuffle", [dense, dense, shuffle], seed, percent=50)
+    write_run(tmp_path, "lt", [80] * 4, 3, percent=50)  # more rounds than the others
+    combine(tmp_path, f"--csv={tmp_path / 'table.csv'}")
+    gain, loss, few = (
+        stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        for values in ([1, 1.5, 1.2, 0], [2, 1, 2.8], [0.5, -0.5, 0.2])
+    )
+    assert answers(capsys.readouterr().out) == [
+        "At 25.0% of the weights, lt: no clear difference from the dense network (+0.93 points, "
+        f"95% interval {gain.low:+.2f} to {gain.high:+.2f}, 4 seeds)",
+        "At 25.0% of the weights, reinit, lt's masks: no clear difference from lt (-1.93 points, "
+        f"95% interval {-loss.high:+.2f} to {-loss.low:+.2f}, 3 seeds)",
+        "At 25.0% of the weights, shuffle, own masks: no clear difference from lt (+0.07 points, "
+        f"95% interval {few.low:+.2f} to {few.high:+.2f}, 3 seeds)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "answer"),
+    [
+        ([(91, 90), (92, 91.2), (93, 91.8)], "1.00 points below lt (95% interval 0.50 to 1.50, 3"),
+        ([(90, 91), (91.2, 92), (91.8, 93)], "1.00 points above lt (95% interval 0.50 to 1.50, 3"),
+        ([(91, 90), (92, 91.2)], "0.90 points below lt (2"),
+        ([(91, 91.5)], "0.50 points above lt (1"),
+        ([(91, 91)], "no clear difference from lt (+0.00 points, 1"),
+    ],
+)
+def test_an_answer_has_direction_interval_and_number_of_seeds(pairs, answer, tmp_path, capsys):
+    for seed, (lt, reinit) in enumerate(pairs):
+        write_run(tmp_path, "lt", [90, lt], seed)
+        write_run(tmp_path, "reinit", [90, reinit], seed)
+    combine(tmp_path)
+    *_, last = answers(capsys.readouterr().out)
+    s = "" if len(pairs) == 1 else "s"
+    assert last == f"At 80.0% of the weights, reinit, own masks: {answer} seed{s})"
+
+
+def test_answers_without_a_baseline_are_about_dense_networks(two_folders, capsys):
+    combine_all(two_folders)
+    assert answers(capsys.readouterr().out) == [
+        "At 80.0% of the weights, lt, rewind_iter=0: 0.50 points above the dense network (2 seeds)",
+        "At 80.0% of the weights, lt, rewind_iter=500: 1.50 points above the dense network "
+        "(2 seeds)",
+        "At 80.0% of the weights, reinit, lt's masks: 2.00 points below the dense network (1 seed)",
+    ]
+
+
+def test_a_dense_network_alone_has_no_answer(tmp_path, capsys):
+    write_run(tmp_path, "lt", [90])
+    combine(tmp_path)
+    assert "of the weights, lt" not in capsys.readouterr().out
+
+
+def test_results_of_different_versions_are_noted_once(tmp_path, capsys):
+    for kind, version, commit in (
+        ("lt", "2.11", "a"),
+        ("reinit", "2.15", "b"),
+        ("random", "2.15", 0),
+    ):
+        dumps = write_run(tmp_path, kind, [90, 91], end=2000)
+        path = dumps / f"{kind}_settings.json"
+        made_by = {"code": "c0de", "torch": version, "commit": commit, "numpy": "2"}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"made_by": made_by}))
+    combine(tmp_path)
+    assert capsys.readouterr().err == (
+        "combine_plots.py: note: these runs were made by different versions: "
+        "torch 2.11 (lt), 2.15 (reinit, own masks; random)\n"
+    )
+    (dumps / "lt_compression.dat").unlink()
+    combine(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_masks_of_a_run_that_was_replaced_are_noted(small_args, undrawn, capsys):
+    lt = small_args(end_iter=1)
+    reinit = small_args(end_iter=1, prune_type="reinit", masks_from="lt")
+    main.main(lt)
+    main.main(reinit)
+    capsys.readouterr()
+    combine(lt.output_dir)
+    assert capsys.readouterr().err == ""
+    # Of the same settings, but with other masks, as on another machine.
+    rows = [json.loads(line) for line in utils.Files(lt).log.read_text().splitlines()]
+    for row in rows:
+        row["masks"] += row["round"] == 2
+    utils.Files(lt).log.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    combine(lt.output_dir)
+    assert capsys.readouterr().err == (
+        "combine_plots.py: note: these runs have masks of a run that was replaced: reinit, lt's "
+        f"masks in {utils.Files(lt).dumps}\n"
+    )
+
+
+# What is written, and where
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["a"], "a/plots/lt/combined_plots"),
+        (["a", "./a"], "a/plots/lt/combined_plots"),
+        (["a", "b"], "plots_a_b"),
+        (["x/a", "x/b"], "plots_a_b"),
+        (["x/a", "y/a"], "plots_x_a_y_a"),
+        ([".", "k500"], "plots_here_k500"),
+    ],
+)
+def test_figures_of_several_folders_go_to_a_folder_of_their_names(
+    folders, expected, tmp_path, monkeypatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert combine_plots.parse_args(["--output_dir", *folders]).figures == expected
+    flags = ["--output_dir", *folders, "--figures=new"]
+    assert combine_plots.parse_args(flags).figures == "new"
+
+
+def test_so_many_folders_need_a_place_for_figures(capsys):
+    folders = [f"criterion_{number:03}" for number in range(20)]
+    with pytest.raises(SystemExit):
+        combine_plots.parse_args(["--output_dir", *folders])
+    assert "--figures=DIR" in capsys.readouterr().err
+    assert combine_plots.parse_args(["--figures=f", "--output_dir", *folders]).figures == "f"
+
+
+@pytest.mark.parametrize("flag", ["csv", "raw", "latex"])
+def test_tables_follow_links_and_are_written_into_pipes(flag, experiment, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "new/target")
+    combine(experiment, f"--{flag}={tmp_path / 'link'}")
+    assert (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        combine(experiment, f"--{flag}={tmp_path / 'pipe'}")
+    assert (tmp_path / "pipe").is_fifo()
+    assert read.result() == (tmp_path / "new/target").read_text() != ""
+
+
+def test_a_table_does_not_replace_the_file_of_the_output(experiment, tmp_path):
+    script = 'import sys; sys.path.insert(0, "."); import combine_plots; combine_plots.parse_args()'
+    with (tmp_path / "out.txt").open("w") as file:
+        result = subprocess.run(
+            [sys.executable, "-c", script, "--csv=/dev/stdout"],
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert result.returncode == 2
+    assert "--csv=/dev/stdout is the file that the output goes to" in result.stderr
+
+
+def test_equal_seeds_can_be_drawn(tmp_path, figures):
+    """Rounding puts percentiles of three equal numbers, or the mean of six, beside them."""
+    equal = [30.21, 33.3, 22.32]
+    for seed in range(6):
+        write_run(tmp_path, "lt", equal, seed, end=2000)
+    combine(tmp_path, f"--csv={tmp_path / 'table.csv'}")
+    assert "earlystop_fc1_mnist.png" in figures
+    for row in read_csv(tmp_path / "table.csv"):
+        low, mean, high = (float(row[f"bestaccuracy{part}"]) for part in ("_min", "", "_max"))
+        assert low <= mean <= high
 
 
 # Papers
@@ -1101,12 +1488,11 @@ def test_early_stopping_at_the_last_evaluation_is_marked(tmp_path, figures, caps
         (dumps / "lt_log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     combine(tmp_path, f"--csv={tmp_path / 'table.csv'}", f"--latex={tmp_path / 'table.tex'}")
     output = " ".join(capsys.readouterr().out.split())
-    assert "lt 0 100.00 2 90.00 ± 0.00 >= 900 ± 0 45.00" in output
-    assert "lt 1 80.00 2 90.00 ± 0.00 900 ± 0 45.00" in output
+    assert "100% 0 lt 90.00 ± 0.00 >= 900 ± 0 80.0% 1 lt 90.00 ± 0.00 900 ± 0" in output
     assert "at least one seed stopped early at its last evaluation" in output
     rows = read_csv(tmp_path / "table.csv")
     assert [row["earlystop_at_end"] for row in rows] == ["1", "0"]
-    assert r"lt & 100.00 & 2 & $\geq$ 900 $\pm$ 0 \\" in (tmp_path / "table.tex").read_text()
+    assert r"lt & 100\% & $\geq$ 900 $\pm$ 0 \\" in (tmp_path / "table.tex").read_text()
     panels = figures["earlystop_fc1_mnist.png"]
     assert ([100], [900]) in panels[0]["lines"]
     assert panels[0]["legend"] == ["lt (2 seeds)", "open: a seed's last evaluation"]
@@ -1121,12 +1507,12 @@ def test_latex_is_escaped_and_has_headers_of_two_lines(two_folders):
         assert f"\\caption{{fc1 on mnist: {title}".replace("%", r"\%") in table
         body = table.split(r"\toprule")[1]
         header, rows = body.split(r"\bottomrule")[0].split(r"\midrule")
-        assert header.count(r"\\") == 2
+        assert header.count(r"\\") == 3, "two lines and the names of the first columns"
         assert "multicolumn" not in header, "a line of a header belongs to two columns"
         assert rows.count(r"\\") == 3, "a row for each curve in round 1"
-    assert r"lt, rewind\_iter=500 & 80.00 & 2 & 92.00 $\pm$ 0.00 & $+$1.00 \\" in text
-    assert r"to the baseline (lt, rewind\_iter=0) are" in text
-    assert not re.search(r"(?<!\\)[%_#]|[<>±]", "".join(tables))
+    assert r"lt, rewind\_iter=500 & 80.0\% & 2 & 92.00 $\pm$ 0.00 & $+$1.00 \\" in text
+    assert r"from the baseline, lt, rewind\_iter=0, are" in text
+    assert not re.search(r"(?<!\\)[%_#]|(?<!\$)[<>]|±", "".join(tables))
 
 
 @pytest.mark.parametrize("name", combine_plots.COLUMNS)
@@ -1138,14 +1524,16 @@ def test_headers_have_two_lines(name):
 
 def test_rounds_without_results_leave_latex_empty(two_folders, capsys):
     combine_all(two_folders, "--latex=table.tex", "--rounds=7")
-    assert "--latex: there are no results of the rounds in --rounds" in capsys.readouterr().err
+    output, error = capsys.readouterr()
+    assert "--rounds: fc1 on mnist has no results of these rounds" in error
+    assert "best validation (%)" not in output
     assert "tabular" not in Path("table.tex").read_text()
 
 
 def test_text_in_pdf_and_svg_stays_text(two_folders):
     for extension in ("pdf", "svg"):
-        combine_all(two_folders, f"--format={extension}")
-    folder = Path("plots/lt/combined_plots")
+        combine_all(two_folders, f"--format={extension}", "--figures=new/figures")
+    folder = Path("new/figures")
     assert {path.name for path in folder.iterdir()} == {
         f"{name}_fc1_mnist.{extension}"
         for name in ("combined", "earlystop", "untrained")
@@ -1160,8 +1548,13 @@ def test_text_in_pdf_and_svg_stays_text(two_folders):
     )
 
 
-@pytest.mark.parametrize("flags", [["--csv=x", "--raw=x"], ["--raw=./x", "--latex=x"]])
-def test_two_tables_need_two_files(flags, capsys):
+@pytest.mark.parametrize(
+    "flags", [["--csv=x", "--raw=x"], ["--raw=./x", "--latex=x"], ["--csv=link", "--latex=a/../x"]]
+)
+def test_two_tables_need_two_files(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("x")
+    Path("a").mkdir()
     with pytest.raises(SystemExit):
         combine_plots.parse_args(flags)
     assert "is the file of another table, too" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,7 +53,6 @@ def run_commands(folder):
         )
     result = command("combine_plots.py", f"--output_dir={folder}")
     assert (result.returncode, result.stderr) == (0, "")
-    assert "Mean ? standard deviation" in result.stdout  # there is no ± in ASCII
 
 
 def test_the_page_of_files_is_true(output):
@@ -556,7 +557,7 @@ def test_the_threads_are_used_recorded_and_a_change_is_noted(small_args, undrawn
         captured = capsys.readouterr()
         assert note in captured.err
         assert captured.err.count("note: ") == bool(note)
-        assert f" on {utils.plural(threads, 'thread')}, " in captured.out
+        assert f" on {utils.plural(threads, 'thread')}; " in captured.out
         assert json.loads(utils.Files(args).settings.read_text())["threads"] == threads
 
 
@@ -571,7 +572,7 @@ def test_results_of_a_small_network_do_not_depend_on_the_cores(
     flags = ("--prune_iterations=2", "--end_iter=2", f"--output_dir={tmp_path}")
     result = command(*QUICK, *flags)
     assert result.returncode == 0, result.stderr
-    assert " on 1 thread, " in result.stdout
+    assert " on 1 thread; " in result.stdout
     assert arrays(main.parse_args([*QUICK[1:], *flags])) == expected
     assert expected
 
@@ -581,10 +582,13 @@ def test_results_of_a_small_network_do_not_depend_on_the_cores(
 
 def test_the_first_line_describes_the_run(tmp_path, small_args, capsys):
     main.main(small_args(max_iter=25, trials=2, prune_percent_output=10, output_dir=tmp_path))
-    first, *rest = capsys.readouterr().out.splitlines()
-    assert first.startswith(
-        "2 trials of 3 rounds of 25 iterations on 1 thread, "
-        "down to 64.06% of the 266200 weights; about "
+    first, second, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("2 trials of 3 rounds of 25 iterations on 1 thread; about ")
+    remaining = 235200 * 0.8**2 + 30000 * 0.8**2 + 1000 * 0.9**2
+    assert second == (
+        "266200 of 266610 parameters are prunable weights; "
+        f"{100 * remaining / 266200:.2f}% of them remain in the last round "
+        f"({100 * (remaining + 410) / 266610:.2f}% of all parameters)"
     )
     estimate = float(re.search(r"about (\d+) MB of results in", first)[1])
     found = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) / 1e6
@@ -610,11 +614,101 @@ def test_the_disk_space_of_a_large_network_is_estimated(arch_type, gigabytes):
         data,
         trials=1,
     )
-    assert line.startswith("25 rounds of 750 iterations on 1 thread, ")
+    assert line.startswith("25 rounds of 750 iterations on 1 thread; ")
     megabytes = sum(parameter.numel() for parameter in model.parameters()) * 4 / 1e6
     estimate = float(re.search(r"about (\d+) MB", line)[1])
     assert estimate / 1000 == pytest.approx(gigabytes, rel=0.15)
     assert estimate > 25 * 2 * megabytes
+
+
+def test_what_remains_is_announced_only_if_it_is_known():
+    """With global pruning and different rates, it depends on the survivors of each rate."""
+    weights = {"a": torch.ones(100), "b": torch.ones(57)}
+
+    def announced(*flags, rates):
+        args = main.parse_args(["--prune_iterations=9", *flags])
+        return main.last_survivors(args, weights, dict(zip(weights, rates, strict=True)))
+
+    for flags, rates in (
+        ([], (20, 20)),
+        ([], (20, 10)),
+        (["--prune_scope=global"], (20, 20)),
+        (["--prune_scope=global"], (20, 0)),
+    ):
+        percents = dict(zip(weights, rates, strict=True))
+        masks = {name: torch.ones_like(weights[name], dtype=torch.bool) for name in weights}
+        for _ in range(8):
+            scope = main.parse_args(flags).prune_scope
+            masks = main.prune(weights, masks, percents, scope)
+        expected = sum(int(mask.sum()) for mask in masks.values())
+        assert announced(*flags, rates=rates) == expected
+    assert announced("--prune_scope=global", rates=(20, 10)) is None
+
+
+def test_parameters_that_are_not_pruned_are_announced(small_args):
+    args = small_args(arch_type="resnet20", prune_scope="global", prune_percent_output=10)
+    model = main.new_model(args, 0)
+    data = main.Data((None, torch.zeros(1437)), None, None, torch.zeros(1), None)
+    percents = main.layer_percents(args, model, main.inspect_network(args, model)[0])
+    line = main.describe_run(args, model, percents, data, trials=1).splitlines()[1]
+    weights = sum(weight.numel() for weight in main.prunable(model).values())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert line == f"{weights} of {total} parameters are prunable weights"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (
+            ["--prune_type=lt", "--dataset=digits", "--overwrite"],
+            "--dataset=digits --prune_type=reinit --masks_from=lt",
+        ),
+        (
+            ["--paper", "--prune_type", "lt", "--trials=2"],
+            "--paper --prune_type lt --trials=2 --prune_type=reinit --masks_from=lt",
+        ),
+        (["--one_shot"], "--one_shot --prune_type=reinit"),
+        (
+            ["--rewind_iter=5", "--output_dir=a b"],
+            "--rewind_iter=5 '--output_dir=a b' --prune_type=reinit --masks_from=lt "
+            "--rewind_iter=0",
+        ),
+    ],
+)
+def test_the_next_command_is_the_control(argv, expected):
+    args = main.parse_args(argv)
+    figure, following = main.closing(args, argv).strip().splitlines()
+    which = "figure of seed 0" if "--trials=2" in argv else "figure"
+    assert figure == f"{which}: {utils.Files(args).figure('AccuracyVsWeights')}"
+    assert following == f"next: python3 main.py {expected}"
+    control = main.parse_args(shlex.split(expected))
+    assert not control.overwrite
+    changed = {"prune_type": "reinit", "rewind_iter": 0, "overwrite": False}
+    changed["masks_from"] = None if args.one_shot else "lt"
+    assert vars(control) == vars(args) | changed
+
+
+@pytest.mark.parametrize("folder", [".", "a b"])
+def test_after_a_control_the_figures_are_next(folder):
+    args = main.parse_args(["--prune_type=reinit", f"--output_dir={folder}"])
+    _, following = main.closing(args, []).strip().splitlines()
+    name, *command = shlex.split(following)
+    assert (name, command[:2]) == ("next:", ["python3", "combine_plots.py"])
+    assert combine_plots.parse_args(command[2:]).output_dir == [folder]
+
+
+def test_the_last_lines_name_the_figure_and_the_next_command(tmp_path):
+    flags = ["--dataset=digits", "--prune_iterations=2", "--end_iter=1", "--gpu=cpu"]
+    flags.append(f"--output_dir={tmp_path}")
+    result = command("main.py", *flags)
+    *_, figure, following = result.stdout.splitlines()
+    assert png_size(Path(figure.removeprefix("figure: ")))
+    program, *flags = shlex.split(following.removeprefix("next: python3 "))
+    assert program == "main.py"
+    main.main(main.parse_args(flags))
+    result = command("combine_plots.py", f"--output_dir={tmp_path}")
+    *_, last = result.stdout.splitlines()
+    assert last.startswith("At 90.0% of the weights, reinit, lt's masks: ")
 
 
 def test_the_time_to_go_follows_from_finished_rounds(small_args, capsys):
@@ -648,5 +742,5 @@ def test_a_single_round_causes_no_warning(small_args, capsys):
 
 
 def test_drawing_libraries_are_imported_only_to_draw():
-    code = "import sys, main; print({'matplotlib', 'pandas', 'seaborn'} & sys.modules.keys())"
+    code = "import sys, main; print({'matplotlib', 'scipy', 'seaborn'} & sys.modules.keys())"
     assert command("-c", code).stdout == "set()\n"

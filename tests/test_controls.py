@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import zlib
 
 import numpy as np
@@ -118,15 +119,33 @@ def test_reinit_with_masks_from_lt_gives_its_tickets_new_weights(small_args, sta
 
 
 @pytest.mark.parametrize(
-    "change", [{"lr": 0.01}, {"prune_percent": 30}, {"prune_percent_output": 5}]
+    ("change", "shown", "remedy"),
+    [
+        ({"lr": 0.01}, "lr=0.0012, not 0.01", "Give --lr=0.0012"),
+        ({"prune_percent": 30}, "prune_percent=20.0, not 30.0", "Give --prune_percent=20.0"),
+        ({"prune_percent_output": 5}, "=20.0, not 5.0", "Give --prune_percent_output=20.0"),
+        ({"lr_milestones": "5,9"}, "lr_milestones=none, not 5,9", "Give --lr_milestones=none"),
+        ({"augment": True}, "augment=False, not True", "Leave out --augment"),
+    ],
 )
-def test_masks_from_other_settings_are_refused(change, small_args):
+def test_masks_from_other_settings_are_refused_with_advice_that_works(
+    change, shown, remedy, small_args
+):
     main.main(small_args(end_iter=1))
-    (name,) = change
-    with pytest.raises(
-        utils.BadInput, match=rf"0_model_lt.pth.tar was made with --{name}=.*, not "
-    ):
-        main.main(small_args(prune_type="reinit", masks_from="lt", end_iter=1, **change))
+    flags = {"prune_type": "reinit", "masks_from": "lt", "end_iter": 1}
+    with pytest.raises(utils.BadInput, match=r"0_model_lt.pth.tar was made with") as error:
+        main.main(small_args(**flags | change))
+    assert str(error.value).endswith(
+        f"{shown}. {remedy}, or use another --output_dir for both runs"
+    )
+    given = re.findall(r"Give --(\w+)=(.*)", remedy)
+    main.main(small_args(**flags | dict(given)))
+
+
+def test_masks_from_a_run_with_a_flag_say_so(small_args):
+    main.main(small_args(end_iter=1, augment=True))
+    with pytest.raises(utils.BadInput, match=r"=True, not False\. Give --augment, or use another"):
+        main.main(small_args(end_iter=1, prune_type="reinit", masks_from="lt"))
 
 
 def test_masks_from_other_data_are_refused(small_args, monkeypatch):
@@ -152,7 +171,8 @@ def test_missing_masks_say_what_to_run_first(rounds, small_args, monkeypatch):
         args = small_args(prune_type=kind, masks_from="lt")
         with pytest.raises(
             utils.BadInput,
-            match=rf"/{2 if rounds else 0}_model_lt.pth.tar is missing.*--prune_type=lt",
+            match=rf"/{2 if rounds else 0}_model_lt.pth.tar is missing\. Run the same command with "
+            "--prune_type=lt and without --masks_from first, or use another --output_dir for both",
         ):
             main.main(args)
         assert not (utils.Files(args).saves / f"checkpoint_{kind}.pth.tar").exists()
@@ -172,8 +192,11 @@ def test_unusable_masks_are_refused_before_training(harm, small_args, monkeypatc
         torch.save(content | {"masks": {"weight": torch.ones(3, dtype=torch.bool)}}, path)
     else:
         torch.save(content | {"masks": {name: torch.ones(3, 3) for name in content["masks"]}}, path)
-    with pytest.raises(utils.BadInput, match=r"1_model_lt.pth.tar.*--prune_type=lt"):
+    with pytest.raises(
+        utils.BadInput, match=r"1_model_lt.pth.tar.* --output_dir for both"
+    ) as error:
         main.main(small_args(prune_type="reinit", masks_from="lt"))
+    assert "--overwrite" not in str(error.value), "advice that deletes the tickets"
 
 
 @pytest.fixture
@@ -236,7 +259,7 @@ def test_a_run_records_the_settings_and_checksums_of_its_masks(arch_type, pair):
     [
         ("settings", r"has results with masks of lt with --rewind_iter=0, not 5\. Choose another"),
         ("masks", r"has results with other masks of lt\. Choose another --output_dir, or"),
-        ("missing", r"0_model_lt\.pth\.tar is missing\. First run the same command"),
+        ("missing", r"0_model_lt\.pth\.tar is missing\. Run the same command with"),
     ],
 )
 def test_masks_of_a_replaced_run_are_refused(harm, message, finished, pair, monkeypatch):
@@ -291,7 +314,7 @@ def test_masks_that_are_not_nested_are_refused(pair, monkeypatch):
     main.main(lt)
     change_masks(lt, 1, drop_one)
     monkeypatch.setattr(main, "train", None)
-    message = r"2_model_lt\.pth\.tar keeps weights that an earlier round has pruned\. First run"
+    message = r"2_model_lt\.pth\.tar keeps weights that an earlier round has pruned\. Use another"
     with pytest.raises(utils.BadInput, match=message):
         main.main(reinit)
 
@@ -316,8 +339,8 @@ def test_curves_with_the_masks_of_different_runs_are_told_apart(pair):
     assert runs.groupby("curve")["seed"].unique().apply(list).to_dict() == {
         "lt, rewind_iter=0": ["0", "1"],
         "lt, rewind_iter=5": ["10", "11"],
-        "reinit, lt's rewind_iter=0": ["0", "1"],
-        "reinit, lt's rewind_iter=5": ["10", "11"],
+        "reinit, lt's masks, lt's rewind_iter=0": ["0", "1"],
+        "reinit, lt's masks, lt's rewind_iter=5": ["10", "11"],
     }
 
 

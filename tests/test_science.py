@@ -292,7 +292,9 @@ def test_rows_and_checkpoints_measure_the_weights_they_name(valid_freq, small_ar
     for round_ in range(2):
         rows = [row for row in log if row["round"] == round_]
         saved = ticket(args, round_)
-        best = max(rows, key=lambda row: row["val_accuracy"])
+        highest = max(row["val_accuracy"] for row in rows)
+        equal = [row for row in rows if row["val_accuracy"] == highest]
+        best = min(equal, key=lambda row: row["val_loss"])
         early = min(rows, key=lambda row: row["val_loss"])
         for row, state in ((rows[-1], saved["final"]), (best, saved["model"])):
             model.load_state_dict(state)
@@ -337,6 +339,28 @@ def test_the_best_evaluation_is_selected_on_validation_examples(
     best = train_round(args, model, data).best
     _, _, after_an_epoch, *_ = states
     assert all(torch.equal(best[name], after_an_epoch[name]) for name in best)
+
+
+def test_of_equal_validation_accuracies_the_lowest_loss_and_then_the_first_is_best(
+    small_args, train_round, monkeypatch
+):
+    args = small_args(end_iter=5)
+    data = small_data(480)
+    data.val, data.test = ["val"], ["test"]
+    measured = [(9.0, 0), (3.0, 90), (2.0, 90), (1.0, 80), (2.0, 90), (2.5, 90)]
+    states = []
+
+    def fake(args, model, data, examples):
+        if examples is not data.val:
+            return 1.0, 50.0
+        states.append(utils.snapshot(model))
+        return measured[len(states) - 1]
+
+    monkeypatch.setattr(main, "evaluate", fake)
+    state = train_round(args, main.new_model(args, 0), data)
+    assert utils.best(state.rows[0]) is state.rows[0][2]
+    assert same(utils.snapshot(state.best), states[2])
+    assert not same(states[2], states[4])
 
 
 def test_validation_examples_are_held_out(small_args):

@@ -122,7 +122,7 @@ def test_results_of_other_settings_are_refused_and_the_difference_named(
     )
     before = run(args)
     (name,) = change
-    value = re.escape(str(getattr(args, name)))
+    value = re.escape(utils.as_flag(getattr(args, name)))
     message = rf"with --{name}={value}, not .*--output_dir.*--overwrite"
     with pytest.raises(utils.BadInput, match=message):
         run(other)
