@@ -100,8 +100,9 @@ def main(args):
         table = summary(runs, baseline)
         tables.append(as_csv(table))
         if not chosen.empty:
-            latex += as_latex(table.merge(chosen), baseline)
-            texts.append(as_text(table.merge(chosen), baseline, args.columns))
+            shown = table.merge(chosen)
+            texts.append(as_text(shown, baseline, args.columns))
+            latex += as_latex(shown, baseline) if args.latex else []
         texts.append("\n".join(answers(runs, baseline)))
 
     if args.csv:
@@ -123,7 +124,7 @@ def write_text(path, text, content):
     sys.stdout.flush()  # which the file may be
     path = Path(path)
     if path.exists() and not path.is_file():
-        path.write_text(text)
+        path.write_bytes(text.encode())
     else:
         utils.write(path.resolve(), lambda file: file.write(text.encode()), shared=True)
     print(f"{path}: {content}")
@@ -197,7 +198,7 @@ def read_runs(found):
     settings, curves = name_curves(recorded)
     logs = {files: read_log(files.log) for files in without_copies(results, curves)}
     note_versions({files: recorded[files] for files in logs}, curves)
-    note_masks(logs, curves)
+    note_masks(recorded, curves, logs)
 
     names = dict.fromkeys(name for differing in settings.values() for name in differing)
     runs = []
@@ -381,14 +382,15 @@ def note_versions(recorded, curves):
         warn(f"note: these runs were made by different versions: {'; '.join(differing)}")
 
 
-def note_masks(logs, curves):
+def note_masks(recorded, curves, logs):
     """Print a note if runs have the masks of another run, which has other masks by now."""
     masks = {files: log.groupby("round")["masks"].last() for files, log in logs.items()}
     changed = [
         f"{curves[files]} in {files.dumps}"
         for files, other in itertools.permutations(logs, 2)
         if files.dumps == other.dumps
-        and f", {other.prune_type}'s masks" in curves[files]
+        and recorded[files]
+        and recorded[files].masks == f"{other.prune_type}'s masks"
         and (masks[files] - masks[other]).any()
     ]
     if changed:
@@ -502,11 +504,12 @@ def summary(runs, baseline):
     table.insert(0, "trials", groups.size())
     table.insert(0, "weights_remaining", groups["weights_remaining"].mean())
     unknown = runs["earlystop_at_end"].isna().groupby([runs[name] for name in names]).any()
-    table["earlystop_at_end"] = groups["earlystop_at_end"].sum().mask(unknown)
+    at_end = groups["earlystop_at_end"].sum()
+    table["earlystop_at_end"] = at_end.mask(unknown)
+    table["earlystop_bound"] = np.where(at_end > 0, ">= ", "")
     table = table.reset_index()
     compared = differences(pair_seeds(runs, baseline))
     table = table.merge(compared, how="left", on=["curve", "round"])
-    table["earlystop_bound"] = np.where(table["earlystop_at_end"].fillna(0) > 0, ">= ", "")
     table = table.fillna({"pairs": 0, "earlystop_difference_bound": "", "same": False})
     return table.astype({"pairs": int, "same": bool})
 
@@ -518,7 +521,8 @@ def pair_seeds(runs, baseline):
     same seed, in rounds of equal density.
     """
     runs = runs[runs["weights_remaining"] > 0]
-    runs = runs.assign(density=np.log(runs["weights_remaining"])).sort_values("density")
+    runs = runs.assign(density=np.log(runs["weights_remaining"]))
+    runs = runs.sort_values("density", kind="stable")
     columns = [*COLUMNS, "earlystop_at_end"]
     pairs = pd.merge_asof(
         runs[runs["curve"] != baseline],
@@ -597,7 +601,10 @@ def as_text(table, baseline, columns):
     lines += textwrap.wrap(text, WIDTH)
 
     table = table.assign(weights=table["weights_remaining"].map(as_percent))
-    table = table.sort_values("weights_remaining", ascending=False, kind="stable")
+    # Curves with a few weights more or less stay in their order.
+    table = table.sort_values(
+        "weights", key=lambda texts: -texts.str[:-1].astype(float), kind="stable"
+    )
     names = ["weights", "round", "curve"]
     blocks = [as_cells(table, names, columns).to_string()]
     if blocks[0].index("\n") > WIDTH:
@@ -613,7 +620,6 @@ def answers(runs, baseline):
     First the baseline is compared with its dense network, then other curves with the baseline. If
     there is no baseline, all curves are compared with their dense networks.
     """
-
     tickets = runs[runs["curve"] == baseline] if baseline else runs
     dense = runs.loc[runs["round"] == 0, ["curve", "seed", "bestaccuracy"]]
     of_dense = tickets.merge(dense, on=["curve", "seed"], suffixes=("", "_baseline"))
@@ -696,16 +702,16 @@ def caption(table, baseline, columns):
         if table["pairs"].max() >= 3:
             text += ", with 95% confidence intervals (t distribution) for three or more seeds"
         sentences.append(f"{text}.")
-    at_end = table["earlystop_at_end"]
-    if "earlystop" in columns and at_end.gt(0).any():
+    if "earlystop" in columns and table["earlystop_bound"].any():
         sentences.append(
             ">=: at least one seed stopped early at its last evaluation, so its rounds may be too "
             "short."
         )
-    if "earlystop" in columns and at_end.isna().any():
+    unknown = table.loc[table["earlystop_at_end"].isna(), "curve"].unique()
+    if "earlystop" in columns and len(unknown):
         sentences.append(
-            f"The log of {', '.join(table.loc[at_end.isna(), 'curve'].unique())} is incomplete, so "
-            "it is not known whether early stopping was at the last evaluation."
+            f"The log of {', '.join(unknown)} is incomplete, so it is not known whether early "
+            "stopping was at the last evaluation."
         )
     return " ".join(sentences)
 
@@ -768,11 +774,11 @@ def draw_run(files):
     runs = read_run(files).assign(curve=curve, seed=files.seed)
     for round_ in runs["round"]:
         if not files.figure(f"LossVsAccuracy_{round_}").exists():
-            draw_round(files, round_)
+            draw_round(files, curve, round_)
     plot_columns(files.figure("AccuracyVsWeights"), runs, ["bestaccuracy"], files.title)
 
 
-def draw_round(files, round_):
+def draw_round(files, curve, round_):
     """Draw a round's training losses and test accuracies against the epoch."""
     losses = utils.read_array(files.array(f"all_loss_{round_}"))
     log = read_log(files.log)
@@ -784,7 +790,7 @@ def draw_round(files, round_):
     loss_points = [(min(epoch, end), loss) for epoch, loss in enumerate(losses, start=1)]
     accuracy_points = list(zip(epochs, rows["test_accuracy"], strict=True))
     remaining = rows["weights_remaining"].iloc[-1]
-    title = f"{files.prune_type}, {files.title}\nround {round_}, {remaining:.2f}% of the weights"
+    title = f"{curve}, {files.title}\nround {round_}, {remaining:.2f}% of the weights"
     plot_round(files.figure(f"LossVsAccuracy_{round_}"), loss_points, accuracy_points, title)
 
 

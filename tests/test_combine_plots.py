@@ -1234,6 +1234,30 @@ def test_a_missing_log_is_said_to_leave_bounds_unknown(tmp_path, capsys):
         assert [row["earlystop_at_end"] for row in read_csv(tmp_path / name)] == values
 
 
+def test_a_bound_is_shown_even_if_another_log_is_missing(tmp_path, capsys):
+    write_run(tmp_path, "lt", [90], 0, end=900)
+    write_run(tmp_path, "lt", [90], 1)
+    combine(tmp_path, f"--csv={tmp_path / 'table.csv'}")
+    output = capsys.readouterr().out
+    assert printed(output) == ["100% 0 lt 90.00 ± 0.00 >= 900 ± 0"]
+    assert "at least one seed stopped early" in output
+    assert "The log of lt is incomplete" in " ".join(output.split())
+    assert read_csv(tmp_path / "table.csv")[0]["earlystop_at_end"] == ""
+
+
+def test_curves_of_almost_equal_densities_stay_in_their_order(tmp_path, capsys):
+    write_run(tmp_path, "lt", [90, 91])
+    dumps = write_run(tmp_path, "reinit", [90, 89])
+    utils.write_array(dumps / "reinit_compression.dat", [100, 80.001])
+    combine(tmp_path, "--columns", "bestaccuracy")
+    assert [row.partition(" ")[0] for row in printed(capsys.readouterr().out)] == [
+        "100%",
+        "reinit,",
+        "80.0%",
+        "reinit,",
+    ]
+
+
 def test_the_rounds_nearest_to_some_densities_are_shown(tmp_path, figures, capsys):
     write_run(tmp_path, "lt", [90] * 35, percent=10, end=1000)
     write_run(tmp_path, "reinit", [90] * 3, percent=60, end=1000)
@@ -1513,6 +1537,24 @@ def test_latex_is_escaped_and_has_headers_of_two_lines(two_folders):
     assert r"lt, rewind\_iter=500 & 80.0\% & 2 & 92.00 $\pm$ 0.00 & $+$1.00 \\" in text
     assert r"from the baseline, lt, rewind\_iter=0, are" in text
     assert not re.search(r"(?<!\\)[%_#]|(?<!\$)[<>]|±", "".join(tables))
+
+
+def test_special_characters_of_latex_are_escaped():
+    text = combine_plots.as_tex(r"a & b # $1 50% x_1 {^~} \d: 1 ± 2, >= -3, <= 4, > 5, 1-6, lt-a")
+    assert text == (
+        r"a \& b \# \$1 50\% x\_1 \{\textasciicircum{}\textasciitilde{}\} \textbackslash{}d: "
+        r"1 $\pm$ 2, $\geq$ $-$3, $\leq$ 4, $>$ 5, 1$-$6, lt-a"
+    )
+
+
+def test_latex_tables_have_labels_and_name_a_curve_once(two_folders):
+    combine_all(two_folders, "--latex=table.tex", "--baseline=lt, rewind_iter=0")
+    tables = Path("table.tex").read_text().split("\\begin{table}")[1:]
+    for table, name in zip(tables, combine_plots.COLUMNS, strict=True):
+        assert rf"\label{{tab:fc1-mnist-{name}}}" in table
+        body = table.partition(r"\midrule")[2]
+        assert body.count(r"lt, rewind\_iter=500") == 1
+        assert re.search(r"^lt, rewind\\_iter=500 & 100\\% .*\n & 80.0\\% & ", body, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", combine_plots.COLUMNS)

@@ -538,7 +538,7 @@ def test_the_example_has_the_numbers_of_its_file():
     for name in ("untrained", "trainaccuracy"):  # they were not measured then
         for part in ("", "_std", "_difference", "_difference_low", "_difference_high"):
             table[name + part] = np.nan
-    table = table.assign(same=table["round"].eq(0) & table["pairs"].gt(0))
+    table = table.assign(same=table["round"].eq(0) & table["pairs"].gt(0), earlystop_bound="")
     printed = combine_plots.as_text(table, "lt, rewind_iter=0", ["bestaccuracy"]).splitlines()
     page = (ROOT / "docs/comparing.md").read_text()
     shown = page.partition("begin:\n\n```\n")[2].partition("\n```")[0].splitlines()
