@@ -8,11 +8,11 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import FillBetweenPolyCollection, LineCollection
 from matplotlib.image import imread
@@ -1289,6 +1289,14 @@ def test_the_rounds_nearest_to_some_densities_are_shown(tmp_path, figures, capsy
     ]
 
 
+@pytest.mark.parametrize("last", [100 / 2**9, 0.0])
+def test_the_last_round_is_shown_even_if_none_of_the_densities_is_near(last):
+    percents = [100 / 2**round_ for round_ in range(9)]
+    runs = pd.DataFrame({"weights_remaining": [*percents, last], "curve": "lt"})
+    runs["round"] = runs.index
+    assert list(combine_plots.choose_rounds(runs, None)["round"]) == [0, 1, 2, 3, 4, 6, 7, 9]
+
+
 @pytest.mark.parametrize("columns", [[], [*combine_plots.COLUMNS]])
 def test_tables_fit_the_terminal_and_long_names_become_letters(
     columns, tmp_path, capsys, monkeypatch
@@ -1463,12 +1471,13 @@ def test_tables_follow_links_and_are_written_into_pipes(flag, experiment, tmp_pa
     (tmp_path / "link").symlink_to(tmp_path / "new/target")
     combine(experiment, f"--{flag}={tmp_path / 'link'}")
     assert (tmp_path / "link").is_symlink()
-    os.mkfifo(tmp_path / "pipe")
-    with ThreadPoolExecutor() as pool:
-        read = pool.submit((tmp_path / "pipe").read_text)
-        combine(experiment, f"--{flag}={tmp_path / 'pipe'}")
-    assert (tmp_path / "pipe").is_fifo()
-    assert read.result() == (tmp_path / "new/target").read_text() != ""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    combine(experiment, f"--{flag}={pipe}")
+    assert pipe.is_fifo()
+    assert os.read(reader, 2**20) == (tmp_path / "new/target").read_bytes() != b""
+    os.close(reader)
 
 
 def test_a_table_does_not_replace_the_file_of_the_output(experiment, tmp_path):
