@@ -249,6 +249,8 @@ def test_a_run_records_the_settings_and_checksums_of_its_masks(arch_type, pair):
         assert record["masks_from_checksums"] == checksums
         expected = {name: source[name] for name in source if name not in changeable}
         assert record["masks_from_settings"] == expected
+    for args in (lt, reinit):
+        assert {(row["round"], row["masks"]) for row in log_rows(args)} == {*enumerate(checksums)}
     assert {"lr", "rewind_iter", "prune_type", "network", "data"} < expected.keys()
     assert len(set(checksums)) == 3
 
