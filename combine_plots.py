@@ -77,7 +77,6 @@ EQUAL_DENSITY = 1e-3  # relative: with global pruning, runs may keep a few weigh
 # Percent; by default, the rounds nearest to these are shown, and the last one.
 DENSITIES = (100, 50, 20, 10, 5, 2, 1, 1e-9)
 WIDTH = 100  # characters in a line of the printed table
-LONG_NAME = 34  # characters; the table has letters instead of longer names
 LINE = 20  # characters in a line of a header; two lines hold each of COLUMNS
 LETTERS = [f"{a}{b}" for b in ("", *string.digits) for a in string.ascii_uppercase]
 TEX = str.maketrans(
@@ -281,8 +280,8 @@ def read_log(path):
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # main.py may be writing it
-            row = json.loads(line)
-            rows.append([float(row[name]) for name in LOGGED] + [row.get("masks")])
+            row = {"masks": math.nan} | json.loads(line)
+            rows.append([float(row[name]) for name in (*LOGGED, "masks")])
     log = pd.DataFrame(rows, columns=[*LOGGED, "masks"], dtype=float)
     return log[np.isfinite(log[[*LOGGED]]).all(axis=1)].astype({"round": int})
 
@@ -455,11 +454,10 @@ def find_baseline(runs, wanted):
 
     Returns None if there is no such curve.
     """
-    curves = runs["curve"].unique()
-    if wanted is None:
-        curves = runs.loc[runs["prune_type"] == "lt", "curve"].unique()
-        wanted = curves[0] if len(curves) == 1 else None
-    return wanted if wanted in curves else None
+    if wanted in set(runs["curve"]):
+        return wanted
+    curves = runs.loc[runs["prune_type"] == "lt", "curve"].unique()
+    return curves[0] if len(curves) == 1 else None
 
 
 def choose_rounds(runs, wanted):
@@ -492,7 +490,8 @@ def summary(runs, baseline):
     missing if that is not known.
 
     For texts, `earlystop_bound` and `earlystop_difference_bound` are ">= " or "<= " if the number
-    is a bound, and `same` says whether all results of the pairs are equal.
+    is a bound, and "? " if that is not known. `same` says whether all results of the pairs are
+    equal.
     """
     names = [*runs.columns[: runs.columns.get_loc("seed")], "round"]
     groups = runs.groupby(names, sort=False)
@@ -506,7 +505,7 @@ def summary(runs, baseline):
     unknown = runs["earlystop_at_end"].isna().groupby([runs[name] for name in names]).any()
     at_end = groups["earlystop_at_end"].sum()
     table["earlystop_at_end"] = at_end.mask(unknown)
-    table["earlystop_bound"] = np.where(at_end > 0, ">= ", "")
+    table["earlystop_bound"] = np.select([at_end > 0, unknown], [">= ", "? "], "")
     table = table.reset_index()
     compared = differences(pair_seeds(runs, baseline))
     table = table.merge(compared, how="left", on=["curve", "round"])
@@ -556,7 +555,7 @@ def differences(pairs):
     """Return the part of a summary that compares the curves with the baseline.
 
     Early-stopping iterations at the last evaluation are lower bounds. So their differences are
-    bounds, without an interval, or unknown if both are lower bounds.
+    bounds, without an interval. They are unknown if both are lower bounds, or may be.
     """
     keys = [pairs["curve"], pairs["round"]]
     groups = pairs.groupby(keys)
@@ -568,13 +567,12 @@ def differences(pairs):
         parts[f"{name}_difference_high"] = high
     table = pd.DataFrame(parts)
     table["same"] = pairs[[*COLUMNS]].fillna(0).eq(0).all(axis="columns").groupby(keys).all()
-    above, below = (
-        pairs[name].fillna(False).groupby(keys).any() & ~table["same"]
-        for name in ("earlystop_at_end", "earlystop_at_end_baseline")
-    )
-    bounds = np.select([above & ~below, below & ~above], [">= ", "<= "], "")
+    ends = pairs[["earlystop_at_end", "earlystop_at_end_baseline"]]
+    above, below = ((ends[name].fillna(True).groupby(keys).any() & ~table["same"]) for name in ends)
+    unknown = above & below | ends.isna().any(axis="columns").groupby(keys).any() & ~table["same"]
+    bounds = np.select([unknown, above, below], ["", ">= ", "<= "], "")
     table["earlystop_difference_bound"] = bounds
-    table.loc[above & below, "earlystop_difference"] = math.nan
+    table.loc[unknown, "earlystop_difference"] = math.nan
     table.loc[above | below, ["earlystop_difference_low", "earlystop_difference_high"]] = math.nan
     return table.reset_index()
 
@@ -588,30 +586,35 @@ def as_csv(table):
 
 def as_text(table, baseline, columns):
     """Return a summary as text for the terminal, with some of COLUMNS."""
-    lines = []
     curves = table["curve"].unique()
-    if max(map(len, curves)) > LONG_NAME:
+    blocks = as_blocks(table, columns)
+    lines = []
+    if any(block.index("\n") > WIDTH for block in blocks):
         letters = dict(zip(curves, LETTERS, strict=False))
         lines += [f"{letter}: {curve}" for curve, letter in letters.items()]
         table = table.replace({"curve": letters})
-        baseline = letters.get(baseline, baseline)
+        baseline = letters.get(baseline)
+        blocks = as_blocks(table, columns)
     text = caption(table, baseline, columns)
     if baseline is None and len(curves) > 1:
-        text += " For differences between curves, name one of them with --baseline."
+        text += " For differences between curves, give --baseline the full name of one of them."
     lines += textwrap.wrap(text, WIDTH)
+    return "\n\n".join(["\n".join(lines), *blocks])
 
+
+def as_blocks(table, columns):
+    """Return a summary as texts: one with some of COLUMNS, or one for each if that is too wide."""
     table = table.assign(weights=table["weights_remaining"].map(as_percent))
     # Curves with a few weights more or less stay in their order.
-    table = table.sort_values(
-        "weights", key=lambda texts: -texts.str[:-1].astype(float), kind="stable"
-    )
+    numbers = table["weights"].str[:-1].astype(float)
+    table = table.iloc[(-numbers).argsort(kind="stable")]
     names = ["weights", "round", "curve"]
-    blocks = [as_cells(table, names, columns).to_string()]
-    if blocks[0].index("\n") > WIDTH:
-        blocks = [as_cells(table, names, [column]).to_string() for column in columns]
-    for block in blocks:
-        lines += ["", *map(str.rstrip, block.splitlines())]
-    return "\n".join(lines)
+    for groups in ([columns], [[name] for name in columns]):
+        texts = [as_cells(table, names, group).to_string() for group in groups]
+        blocks = [re.sub(" +$", "", text, flags=re.MULTILINE) for text in texts]
+        if blocks[0].index("\n") <= WIDTH:
+            break
+    return blocks
 
 
 def answers(runs, baseline):
@@ -628,6 +631,8 @@ def answers(runs, baseline):
     for pairs, other in ((of_dense, "the dense network"), (pair_seeds(runs, baseline), baseline)):
         for curve, rows in pairs[pairs["round"] > 0].groupby("curve", sort=False):
             sentences.append(textwrap.fill(answer(curve, rows, other), WIDTH))
+    if sentences:
+        sentences.insert(0, f"Differences in {COLUMNS['bestaccuracy'].removesuffix(' (%)')}:")
     return sentences
 
 
@@ -642,6 +647,8 @@ def answer(curve, rows, other):
     low, high = interval(rows["bestaccuracy"])
     subject = f"At {as_percent(rows['weights_remaining'].mean())} of the weights, {curve}"
     evidence = utils.plural(len(rows), "seed")
+    if len(rows) < 3:
+        evidence += ", too few for an interval"
     if low <= 0 <= high or abs(mean) < 0.005:
         if low <= high:
             evidence = f"95% interval {low:+z.2f} to {high:+z.2f}, {evidence}"
@@ -670,11 +677,12 @@ def as_latex(table, baseline):
         if table[name].isna().all():
             continue
         cells = as_cells(table, ["curve", "weights"], [name]).map(as_tex)
+        columns = cells.index.nlevels + cells.shape[1]
         styler = cells.style.format_index(as_tex, axis=0).format_index(as_tex, axis=1)
         text = styler.to_latex(
             caption=as_tex(caption(table, baseline, [name])),
             label=f"tab:{place}-{name}",
-            column_format="@{}l" + r"@{\hspace{6pt}}r" * (1 + cells.shape[1]) + "@{}",
+            column_format=r"@{\hspace{6pt}}".join(["@{}l", *"r" * (columns - 1)]) + "@{}",
             hrules=True,
             multirow_align="naive",
             position_float="centering",
@@ -702,7 +710,7 @@ def caption(table, baseline, columns):
         if table["pairs"].max() >= 3:
             text += ", with 95% confidence intervals (t distribution) for three or more seeds"
         sentences.append(f"{text}.")
-    if "earlystop" in columns and table["earlystop_bound"].any():
+    if "earlystop" in columns and table["earlystop_bound"].eq(">= ").any():
         sentences.append(
             ">=: at least one seed stopped early at its last evaluation, so its rounds may be too "
             "short."
@@ -710,7 +718,7 @@ def caption(table, baseline, columns):
     unknown = table.loc[table["earlystop_at_end"].isna(), "curve"].unique()
     if "earlystop" in columns and len(unknown):
         sentences.append(
-            f"The log of {', '.join(unknown)} is incomplete, so it is not known whether early "
+            f"?: the log of {', '.join(unknown)} is incomplete, so it is not known whether early "
             "stopping was at the last evaluation."
         )
     return " ".join(sentences)
@@ -729,7 +737,7 @@ def as_cells(table, names, columns):
     for name in columns:
         headers.append(two_lines(COLUMNS[name]))
         cells.append([mean_text(row, name) for row in rows.to_dict("records")])
-        if table[f"{name}_difference"].notna().any():
+        if table["pairs"].any() and table[name].notna().any():
             headers.append(("difference from", "the baseline"))
             cells.append([difference_text(row, name) for row in rows.to_dict("records")])
     index = pd.MultiIndex.from_frame(rows[names].astype(str))
@@ -743,8 +751,9 @@ def mean_text(row, name):
     if math.isnan(mean):
         return "-"
     digits = 0 if name == "earlystop" else 2
-    text = f"{row.get(f'{name}_bound', '')}{mean:.{digits}f}"
-    return text if math.isnan(std) else f"{text} ± {std:.{digits}f}"
+    bound = row.get(f"{name}_bound", "")
+    text = f"{bound}{mean:.{digits}f}"
+    return text if math.isnan(std) or bound == ">= " else f"{text} ± {std:.{digits}f}"
 
 
 def difference_text(row, name):
@@ -756,7 +765,10 @@ def difference_text(row, name):
         return "same"
     digits = 0 if name == "earlystop" else 2
     text = f"{row.get(f'{name}_difference_bound', '')}{mean:+z.{digits}f}"
-    return text if math.isnan(low) else f"{text} [{low:+z.{digits}f}, {high:+z.{digits}f}]"
+    if not math.isnan(low):
+        text += f" [{low:+z.{digits}f}, {high:+z.{digits}f}]"
+    few = row["pairs"] < row["seeds"]
+    return f"{text} ({utils.plural(row['pairs'], 'seed')})" if few else text
 
 
 def two_lines(title):

@@ -1102,7 +1102,7 @@ def save_round(run, log):
 
     at_best = best(rows)
     place = f"epoch {at_best['epoch']}"
-    if run.args.max_iter:
+    if run.args.max_iter or run.args.eval_iter:
         place = f"iteration {at_best['iteration']}"
     print(
         f"{title(run.args, state.round)}: test accuracy {values['bestaccuracy']:.2f}% "

@@ -763,7 +763,12 @@ def test_log_rows_that_are_not_finite_are_left_out(tmp_path, figures):
     }
     write_log(
         tmp_path / "dumps/lt/fc1/mnist",
-        [row, row | {"iteration": math.nan}, row | {"test_accuracy": math.inf}],
+        [
+            row,
+            row | {"iteration": math.nan},
+            row | {"test_accuracy": math.inf},
+            row | {"masks": "none", "test_accuracy": 10.0},
+        ],
     )
     combine(tmp_path)
     (panel,) = figures["training_fc1_mnist.png"]
@@ -1049,7 +1054,7 @@ def test_differences_are_paired_by_seed_with_the_interval_of_a_paired_t_test(tmp
     reinit = {2: 90.0, 7: 10.0, 0: 88.5, 1: 94.5}
     for kind, accuracies in (("lt", lt), ("reinit", reinit)):
         for seed, accuracy in accuracies.items():
-            write_run(tmp_path, kind, [80, accuracy], seed)
+            write_run(tmp_path, kind, [80, accuracy], seed, end=2000)
     found = differences(tmp_path)
     curve = "reinit, own masks"
     assert set(found) == {(curve, 0), (curve, 1)}
@@ -1102,7 +1107,7 @@ def test_several_curves_of_lt_need_a_named_baseline(two_folders, capsys):
     rows = read_csv(Path("table.csv"))
     assert not any(row["bestaccuracy_difference"] for row in rows)
     output = " ".join(capsys.readouterr().out.split())
-    assert "For differences between curves, name one of them with --baseline." in output
+    assert "For differences between curves, give --baseline the full name of one of them." in output
     assert "paired" not in output
 
     combine_all(two_folders, *flags, "--baseline=lt, rewind_iter=0")
@@ -1120,6 +1125,25 @@ def test_several_curves_of_lt_need_a_named_baseline(two_folders, capsys):
         "--baseline='lt' is not a curve: choose one of "
         "'lt, rewind_iter=0', 'lt, rewind_iter=500', \"reinit, lt's masks\""
     )
+
+
+def test_experiments_without_the_named_baseline_have_their_only_curve_of_lt(two_folders, capsys):
+    for kind, accuracies in (("lt", [90, 91]), ("reinit", [90, 89])):
+        dumps = two_folders[0] / "dumps/lt/lenet5/mnist"
+        write_curve(dumps, kind, accuracies)
+        record(dumps, kind)
+    combine_all(two_folders, "--baseline=lt, rewind_iter=0")
+    *_, last = answers(capsys.readouterr().out)
+    assert last.startswith("At 80.0% of the weights, reinit, own masks: 2.00 points below lt (1")
+
+
+def test_a_difference_of_fewer_seeds_than_the_mean_says_so(tmp_path, capsys):
+    for seed, accuracy in enumerate((89, 85)):
+        write_run(tmp_path, "reinit", [90, accuracy], seed, end=2000)
+    write_run(tmp_path, "lt", [90, 91], 1, end=2000)
+    combine(tmp_path, "--columns", "bestaccuracy")
+    *_, last = printed(capsys.readouterr().out)
+    assert last == "reinit, own masks 2 87.00 ± 2.83 -6.00 (1 seed)"
 
 
 def test_a_network_pruned_to_nothing_has_no_difference(tmp_path):
@@ -1203,8 +1227,8 @@ def test_a_lower_bound_of_dense_networks_is_the_same(tmp_path, capsys):
             write_run(tmp_path, kind, [90 + seed], seed, end=10 * (90 + seed))
     found = differences(tmp_path)
     assert printed(capsys.readouterr().out) == [
-        "100% 0 lt 91.00 ± 1.00 - >= 910 ± 10 -",
-        "reinit, own masks 91.00 ± 1.00 same >= 910 ± 10 same",
+        "100% 0 lt 91.00 ± 1.00 - >= 910 -",
+        "reinit, own masks 91.00 ± 1.00 same >= 910 same",
     ]
     assert interval(found["reinit, own masks", 0], "earlystop") == [0, 0, 0]
 
@@ -1221,14 +1245,33 @@ def test_results_are_the_same_only_if_all_are(tmp_path, capsys):
     ]
 
 
-def test_a_missing_log_is_said_to_leave_bounds_unknown(tmp_path, capsys):
+@pytest.mark.parametrize("missing", ["lt", "reinit"])
+def test_without_a_log_early_stopping_is_said_to_be_unknown(missing, tmp_path, capsys):
+    ends = {"lt": 1000, "reinit": 1000} | {missing: None}
+    for kind, accuracies in (("lt", [90, 91]), ("reinit", [90, 85])):
+        for seed in range(3):
+            write_run(tmp_path, kind, accuracies, seed, end=ends[kind])
+    found = differences(tmp_path, "--columns", "earlystop")
+    lt, reinit = ("? " if missing == kind else "" for kind in ("lt", "reinit"))
+    assert printed(capsys.readouterr().out) == [
+        f"100% 0 lt {lt}900 ± 0 -",
+        f"reinit, own masks {reinit}900 ± 0 same",
+        f"80.0% 1 lt {lt}910 ± 0 -",
+        f"reinit, own masks {reinit}850 ± 0 -",  # which may be a bound
+    ]
+    row = found["reinit, own masks", 1]
+    assert (row["bestaccuracy_difference"], row["earlystop_difference"]) == ("-6.0", "")
+    assert row["earlystop_difference_low"] == ""
+
+
+def test_a_missing_log_is_said(tmp_path, capsys):
     write_run(tmp_path, "lt", [90, 91], end=900)
     write_run(tmp_path, "reinit", [90, 91])
     combine(tmp_path, f"--csv={tmp_path / 'table.csv'}", f"--raw={tmp_path / 'raw.csv'}")
     output = " ".join(capsys.readouterr().out.split())
     assert (
-        "The log of reinit, own masks is incomplete, so it is not known whether early stopping was "
-        "at the last evaluation."
+        "?: the log of reinit, own masks is incomplete, so it is not known whether early stopping "
+        "was at the last evaluation."
     ) in output
     for name, values in (("table.csv", ["1", "0", "", ""]), ("raw.csv", ["True", "False", "", ""])):
         assert [row["earlystop_at_end"] for row in read_csv(tmp_path / name)] == values
@@ -1239,9 +1282,9 @@ def test_a_bound_is_shown_even_if_another_log_is_missing(tmp_path, capsys):
     write_run(tmp_path, "lt", [90], 1)
     combine(tmp_path, f"--csv={tmp_path / 'table.csv'}")
     output = capsys.readouterr().out
-    assert printed(output) == ["100% 0 lt 90.00 ± 0.00 >= 900 ± 0"]
+    assert printed(output) == ["100% 0 lt 90.00 ± 0.00 >= 900"]
     assert "at least one seed stopped early" in output
-    assert "The log of lt is incomplete" in " ".join(output.split())
+    assert "?: the log of lt is incomplete" in " ".join(output.split())
     assert read_csv(tmp_path / "table.csv")[0]["earlystop_at_end"] == ""
 
 
@@ -1274,7 +1317,7 @@ def test_the_rounds_nearest_to_some_densities_are_shown(tmp_path, figures, capsy
         ("5.23%", "28"),
         ("2.78%", "34"),
     ]
-    assert shown == expected
+    assert shown == 2 * expected, "in each of two blocks"
     tex = (tmp_path / "table.tex").read_text().split(r"\begin{table}")[1]
     rows = re.findall(r"([\d.]+)\\% & ", tex.partition(r"\midrule")[2])
     assert rows == ["100", "47.8", "20.6", "9.85", "5.23", "2.78", "100", "40.0", "16.0"]
@@ -1332,6 +1375,8 @@ def test_columns_choose_what_is_printed(experiment, capsys):
 def answers(output):
     """Return the sentences at the end of an output."""
     *_, last = output.strip().split("\n\n")
+    title, last = last.split("\n", 1)
+    assert title == "Differences in test accuracy at best validation:"
     return last.replace("\nAt ", "\0At ").replace("\n", " ").split("\0")
 
 
@@ -1374,17 +1419,19 @@ def test_an_answer_has_direction_interval_and_number_of_seeds(pairs, answer, tmp
         write_run(tmp_path, "reinit", [90, reinit], seed)
     combine(tmp_path)
     *_, last = answers(capsys.readouterr().out)
-    s = "" if len(pairs) == 1 else "s"
-    assert last == f"At 80.0% of the weights, reinit, own masks: {answer} seed{s})"
+    seeds = {1: "seed, too few for an interval", 2: "seeds, too few for an interval", 3: "seeds"}
+    assert last == f"At 80.0% of the weights, reinit, own masks: {answer} {seeds[len(pairs)]})"
 
 
 def test_answers_without_a_baseline_are_about_dense_networks(two_folders, capsys):
     combine_all(two_folders)
     assert answers(capsys.readouterr().out) == [
-        "At 80.0% of the weights, lt, rewind_iter=0: 0.50 points above the dense network (2 seeds)",
+        "At 80.0% of the weights, lt, rewind_iter=0: 0.50 points above the dense network "
+        "(2 seeds, too few for an interval)",
         "At 80.0% of the weights, lt, rewind_iter=500: 1.50 points above the dense network "
-        "(2 seeds)",
-        "At 80.0% of the weights, reinit, lt's masks: 2.00 points below the dense network (1 seed)",
+        "(2 seeds, too few for an interval)",
+        "At 80.0% of the weights, reinit, lt's masks: 2.00 points below the dense network "
+        "(1 seed, too few for an interval)",
     ]
 
 
@@ -1521,11 +1568,11 @@ def test_early_stopping_at_the_last_evaluation_is_marked(tmp_path, figures, caps
         (dumps / "lt_log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     combine(tmp_path, f"--csv={tmp_path / 'table.csv'}", f"--latex={tmp_path / 'table.tex'}")
     output = " ".join(capsys.readouterr().out.split())
-    assert "100% 0 lt 90.00 ± 0.00 >= 900 ± 0 80.0% 1 lt 90.00 ± 0.00 900 ± 0" in output
+    assert "100% 0 lt 90.00 ± 0.00 >= 900 80.0% 1 lt 90.00 ± 0.00 900 ± 0" in output
     assert "at least one seed stopped early at its last evaluation" in output
     rows = read_csv(tmp_path / "table.csv")
     assert [row["earlystop_at_end"] for row in rows] == ["1", "0"]
-    assert r"lt & 100\% & $\geq$ 900 $\pm$ 0 \\" in (tmp_path / "table.tex").read_text()
+    assert r"lt & 100\% & $\geq$ 900 \\" in (tmp_path / "table.tex").read_text()
     panels = figures["earlystop_fc1_mnist.png"]
     assert ([100], [900]) in panels[0]["lines"]
     assert panels[0]["legend"] == ["lt (2 seeds)", "open: a seed's last evaluation"]
@@ -1554,6 +1601,21 @@ def test_special_characters_of_latex_are_escaped():
         r"a \& b \# \$1 50\% x\_1 \{\textasciicircum{}\textasciitilde{}\} \textbackslash{}d: "
         r"1 $\pm$ 2, $\geq$ $-$3, $\leq$ 4, $>$ 5, 1$-$6, lt-a"
     )
+
+
+@pytest.mark.parametrize("seeds", ["equal", "different"])
+def test_latex_tables_have_a_column_format_for_each_column(seeds, two_folders):
+    if seeds == "equal":
+        (two_folders[0] / "dumps/lt/fc1/mnist/reinit_compression.dat").unlink()
+    combine_all(two_folders, "--latex=table.tex", "--baseline=lt, rewind_iter=0")
+    tables = Path("table.tex").read_text().split("\\begin{table}")[1:]
+    assert tables
+    for table in tables:
+        columns = re.search(r"\\begin\{tabular\}\{@\{\}(.*)@\{\}\}", table)[1]
+        columns = columns.replace(r"@{\hspace{6pt}}", "")
+        assert columns == ("lrrr" if seeds == "equal" else "lrrrr")
+        rows = [line for line in table.splitlines() if line.endswith(r" \\")]
+        assert {row.count("&") for row in rows} == {len(columns) - 1}
 
 
 def test_latex_tables_have_labels_and_name_a_curve_once(two_folders):
