@@ -115,18 +115,19 @@ def main(args):
         print(f"\n{text}")
 
 
-def write_text(path, text, content):
-    """Write text to a file, and print its path and content.
+def write_text(path, text, description):
+    """Write text to a file, and print its path and description.
 
     Links are followed. What is not a regular file, such as a pipe, is written into.
     """
     sys.stdout.flush()  # which the file may be
     path = Path(path)
+    content = text.encode(errors="replace")
     if path.exists() and not path.is_file():
-        path.write_bytes(text.encode())
+        path.write_bytes(content)
     else:
-        utils.write(path.resolve(), lambda file: file.write(text.encode()), shared=True)
-    print(f"{path}: {content}")
+        utils.write(path.resolve(), lambda file: file.write(content), shared=True)
+    print(f"{path}: {description}")
 
 
 # ---- Reading results -----------------------------------------------------------------------------
@@ -258,7 +259,10 @@ def read_run(files):
             if not path.exists():  # the run has not measured it
                 continue
             arrays[name] = values = utils.read_array(path)
-            if name != "earlystop" and ((values < 0) | (values > 100)).any():
+            known = (values >= 0) & (values <= 100)
+            if name not in ("compression", "bestaccuracy"):  # which every round has
+                known |= np.isnan(values)
+            if name != "earlystop" and not known.all():
                 raise utils.BadInput(f"{path} has values that are not percentages")
     except utils.BadInput as error:
         warn(f"left out: {error}")
@@ -279,7 +283,8 @@ def read_log(path):
     rows = []
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # main.py may be writing it
+        # main.py may be writing it.
+        with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
             row = {"masks": math.nan} | json.loads(line)
             rows.append([float(row[name]) for name in (*LOGGED, "masks")])
     log = pd.DataFrame(rows, columns=[*LOGGED, "masks"], dtype=float)
@@ -342,7 +347,7 @@ def read_settings(files):
             settings | {f"{maker}'s {name}": source[name] for name in source},
             comparable(content["defaults"]),
             whose_masks(files.prune_type, content),
-            dict(content.get("made_by", {})),
+            {name: str(value) for name, value in content.get("made_by", {}).items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -470,7 +475,7 @@ def choose_rounds(runs, wanted):
     if wanted is None:
         densities = np.log(percents.clip(lower=min(DENSITIES)))
         nearest = set()
-        for _, of_curve in densities.groupby("curve"):
+        for _, of_curve in densities[::-1].groupby("curve"):  # of equal ones, the last counts
             nearest |= {(of_curve - math.log(density)).abs().idxmin() for density in DENSITIES}
         chosen = percents[percents.index.isin(nearest)]
     else:
@@ -589,11 +594,11 @@ def as_text(table, baseline, columns):
     curves = table["curve"].unique()
     blocks = as_blocks(table, columns)
     lines = []
-    if any(block.index("\n") > WIDTH for block in blocks):
+    if any(len(line) > WIDTH for block in blocks for line in block.splitlines()):
         letters = dict(zip(curves, LETTERS, strict=False))
         lines += [f"{letter}: {curve}" for curve, letter in letters.items()]
         table = table.replace({"curve": letters})
-        baseline = letters.get(baseline)
+        baseline = letters.get(baseline, baseline)
         blocks = as_blocks(table, columns)
     text = caption(table, baseline, columns)
     if baseline is None and len(curves) > 1:
@@ -612,7 +617,7 @@ def as_blocks(table, columns):
     for groups in ([columns], [[name] for name in columns]):
         texts = [as_cells(table, names, group).to_string() for group in groups]
         blocks = [re.sub(" +$", "", text, flags=re.MULTILINE) for text in texts]
-        if blocks[0].index("\n") <= WIDTH:
+        if max(map(len, blocks[0].splitlines())) <= WIDTH:
             break
     return blocks
 
@@ -735,7 +740,9 @@ def as_cells(table, names, columns):
     headers = []
     cells = []
     for name in columns:
-        headers.append(two_lines(COLUMNS[name]))
+        first, second = two_lines(COLUMNS[name])
+        # pandas would leave out a first line that is that of the column before.
+        headers.append((first + " " * (len(headers) % 2), second))
         cells.append([mean_text(row, name) for row in rows.to_dict("records")])
         if table["pairs"].any() and table[name].notna().any():
             headers.append(("difference from", "the baseline"))
@@ -1114,6 +1121,7 @@ def parse_args(argv=None):
         help="also write LaTeX tables of the rounds that are printed (default: none%(default).0s)")
     # fmt: on
     args = parser.parse_args(argv)
+    args.columns = list(dict.fromkeys(args.columns))
     args.output_dir = args.output_dir or ["."]
     args.figures = args.figures or default_figures(parser, args.output_dir)
     check_tables(parser, {name: getattr(args, name) for name in ("csv", "raw", "latex")})

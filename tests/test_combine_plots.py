@@ -768,6 +768,7 @@ def test_log_rows_that_are_not_finite_are_left_out(tmp_path, figures):
             row | {"iteration": math.nan},
             row | {"test_accuracy": math.inf},
             row | {"masks": "none", "test_accuracy": 10.0},
+            row | {"iteration": 10**400},
         ],
     )
     combine(tmp_path)
@@ -1332,12 +1333,35 @@ def test_the_rounds_nearest_to_some_densities_are_shown(tmp_path, figures, capsy
     ]
 
 
+def test_all_columns_have_both_lines_of_their_headers(tmp_path, capsys):
+    write_run(tmp_path, "lt", [90, 91], end=2000)
+    columns = ["bestaccuracy", "earlystopaccuracy", "earlystopaccuracy"]
+    combine(tmp_path, "--columns", *columns)
+    output = capsys.readouterr().out
+    assert re.search(r"^ +test accuracy at +test accuracy at$", output, re.MULTILINE)
+    assert re.search(r"^ +best validation \(%\) +early stopping \(%\)$", output, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["compression", "bestaccuracy"])
+def test_rounds_that_are_not_numbers_are_left_out(name, tmp_path, capsys):
+    write_run(tmp_path, "lt", [90, 91], 0, end=2000)
+    dumps = write_run(tmp_path, "lt", [90, 91], 1, end=2000)
+    utils.write_array(dumps / f"lt_{name}.dat", [80, math.nan])
+    combine(tmp_path)
+    output, error = capsys.readouterr()
+    assert "lt with 2 rounds and 1 seed" in output
+    assert error.count("\n") == 1
+    assert f"lt_{name}.dat has values that are not percentages" in error
+
+
 @pytest.mark.parametrize("last", [100 / 2**9, 0.0])
 def test_the_last_round_is_shown_even_if_none_of_the_densities_is_near(last):
     percents = [100 / 2**round_ for round_ in range(9)]
     runs = pd.DataFrame({"weights_remaining": [*percents, last], "curve": "lt"})
     runs["round"] = runs.index
     assert list(combine_plots.choose_rounds(runs, None)["round"]) == [0, 1, 2, 3, 4, 6, 7, 9]
+    runs = pd.concat([runs, runs[-1:].assign(round=10)])  # with as many weights
+    assert list(combine_plots.choose_rounds(runs, None)["round"]) == [0, 1, 2, 3, 4, 6, 7, 10]
 
 
 @pytest.mark.parametrize("columns", [[], [*combine_plots.COLUMNS]])
@@ -1449,7 +1473,7 @@ def test_results_of_different_versions_are_noted_once(tmp_path, capsys):
     ):
         dumps = write_run(tmp_path, kind, [90, 91], end=2000)
         path = dumps / f"{kind}_settings.json"
-        made_by = {"code": "c0de", "torch": version, "commit": commit, "numpy": "2"}
+        made_by = {"code": "c0de", "torch": version, "commit": commit, "numpy": ["2"]}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"made_by": made_by}))
     combine(tmp_path)
     assert capsys.readouterr().err == (

@@ -533,18 +533,20 @@ def test_measured_numbers_are_those_of_their_file(page, heading, file, columns):
 
 def test_the_example_has_the_numbers_of_its_file():
     settings = ("rewind_iter", "lt's rewind_iter")
-    table = pd.read_csv(ROOT / "docs/mnist_lenet5.csv", dtype=dict.fromkeys(settings, str))
-    table = table.fillna(dict.fromkeys(settings, ""))
-    for name in ("untrained", "trainaccuracy"):  # they were not measured then
-        for part in ("", "_std", "_difference", "_difference_low", "_difference_high"):
-            table[name + part] = np.nan
-    table = table.assign(same=table["round"].eq(0) & table["pairs"].gt(0), earlystop_bound="")
-    printed = combine_plots.as_text(table, "lt, rewind_iter=0", ["bestaccuracy"]).splitlines()
+    types = dict.fromkeys(("seed", *settings), str) | {"earlystop_at_end": "boolean"}
+    runs = pd.read_csv(ROOT / "docs/mnist_lenet5.csv", dtype=types)
+    runs = runs.fillna(dict.fromkeys(settings, ""))
+    baseline = "lt, rewind_iter=0"
+    table = combine_plots.summary(runs, baseline).merge(combine_plots.choose_rounds(runs, None))
+    text = combine_plots.as_text(table, baseline, combine_plots.PRINTED)
+    printed = "\n".join([text, *combine_plots.answers(runs, baseline)]).splitlines()
     page = (ROOT / "docs/comparing.md").read_text()
-    shown = page.partition("begin:\n\n```\n")[2].partition("\n```")[0].splitlines()
-    assert shown
-    for line in shown:
-        assert any(other.startswith(line) for other in printed), line
+    blocks = re.findall(r"^```(\w*)\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
+    outputs = [block for language, block in blocks if not language]
+    assert len(outputs) == 2
+    for block in outputs:
+        lines = block.splitlines()
+        assert any(printed[i : i + len(lines)] == lines for i in range(len(printed))), block
 
 
 def test_the_readme_has_the_ratios_of_the_page_on_speed():
