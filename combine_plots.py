@@ -33,11 +33,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 import utils
 
-# matplotlib, SciPy and seaborn take seconds to import, so functions that need them do it.
+# matplotlib, pandas, SciPy and seaborn take seconds to import, so functions that need them do it.
 
 COLUMNS = {  # arrays with a value per round
     "bestaccuracy": "test accuracy at best validation (%)",
@@ -47,6 +46,7 @@ COLUMNS = {  # arrays with a value per round
     "untrained": "test accuracy before training (%)",
     "trainaccuracy": "training accuracy at the end (%)",
 }
+DIGITS = dict.fromkeys(COLUMNS, 2) | {"earlystop": 0}  # after the decimal point, in tables
 PRINTED = ["bestaccuracy", "earlystop"]  # by default: are tickets more accurate? are they faster?
 FIGURES = {
     "combined": ["bestaccuracy"],
@@ -88,6 +88,8 @@ TEX = str.maketrans(
 
 def main(args):
     """Draw and tabulate all experiments. Raises utils.BadInput if the results do not allow it."""
+    import pandas as pd
+
     experiments = read_experiments(args)
     tables = []
     latex = ["% These tables need \\usepackage{booktabs}.\n"]
@@ -96,13 +98,14 @@ def main(args):
         chosen = choose_rounds(runs, args.rounds)
         draw_experiment(args, runs, log.merge(chosen))
         baseline = find_baseline(runs, args.baseline)
-        table = summary(runs, baseline)
+        pairs = pair_seeds(runs, baseline)
+        table = summary(runs, pairs)
         tables.append(as_csv(table))
         if not chosen.empty:
             shown = table.merge(chosen)
             texts.append(as_text(shown, baseline, args.columns))
             latex += as_latex(shown, baseline) if args.latex else []
-        texts.append("\n".join(answers(runs, baseline)))
+        texts.append("\n".join(answers(runs, pairs, baseline)))
 
     if args.csv:
         write_text(args.csv, pd.concat(tables).to_csv(index=False), "a row per curve and round")
@@ -188,6 +191,8 @@ def read_runs(found):
     stopping is at the round's last evaluation, and missing if the log does not have it. The
     evaluations have curve, seed, LOGGED and masks.
     """
+    import pandas as pd
+
     results = {}
     order = [*PRUNE_TYPES, *sorted({files.prune_type for files in found}.difference(PRUNE_TYPES))]
     for files in sorted(found, key=lambda files: order.index(files.prune_type)):
@@ -252,6 +257,8 @@ def read_run(files):
 
     The columns are round, weights_remaining and COLUMNS.
     """
+    import pandas as pd
+
     paths = {name: files.array(name) for name in ("compression", *COLUMNS)}
     arrays = {}
     try:
@@ -280,6 +287,8 @@ def read_log(path):
 
     The last one is the checksum of the masks, NaN in logs of older versions.
     """
+    import pandas as pd
+
     rows = []
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     for line in lines:
@@ -373,6 +382,8 @@ def whose_masks(prune_type, content):
 
 def note_versions(recorded, curves):
     """Print a note if runs, which are averaged or compared, were made by different code."""
+    import pandas as pd
+
     made_by = {files: found.made_by for files, found in recorded.items() if found}
     table = pd.DataFrame(made_by.values(), index=[curves[files] for files in made_by])
     # The digest of the code says more than the commit.
@@ -420,6 +431,8 @@ def differing_settings(recorded):
     read_settings returned for each run. A setting missing from a run counts as its default, and
     runs without settings are one curve.
     """
+    import pandas as pd
+
     known = {files: found for files, found in recorded.items() if found}
     defaults = {}
     for found in known.values():
@@ -485,14 +498,14 @@ def choose_rounds(runs, wanted):
     return chosen.index.to_frame(index=False)
 
 
-def summary(runs, baseline):
+def summary(runs, pairs):
     """Return a DataFrame with a row per curve and round, and these columns for each of COLUMNS.
 
     Over all trials: the mean (named like the column), _std, _min and _max. Over the pairs of trials
-    with the same seed: _difference, the mean difference from the baseline, and _difference_low and
-    _difference_high, its 95% confidence interval. `pairs` is their number, and
-    `earlystop_at_end` that of the trials whose early stopping is at the last evaluation; it is
-    missing if that is not known.
+    with the same seed, which pair_seeds returned: _difference, the mean difference from the
+    baseline, and _difference_low and _difference_high, its 95% confidence interval. The column
+    `pairs` is their number, and `earlystop_at_end` that of the trials whose early stopping is at
+    the last evaluation; it is missing if that is not known.
 
     For texts, `earlystop_bound` and `earlystop_difference_bound` are ">= " or "<= " if the number
     is a bound, and "? " if that is not known. `same` says whether all results of the pairs are
@@ -512,8 +525,7 @@ def summary(runs, baseline):
     table["earlystop_at_end"] = at_end.mask(unknown)
     table["earlystop_bound"] = np.select([at_end > 0, unknown], [">= ", "? "], "")
     table = table.reset_index()
-    compared = differences(pair_seeds(runs, baseline))
-    table = table.merge(compared, how="left", on=["curve", "round"])
+    table = table.merge(differences(pairs), how="left", on=["curve", "round"])
     table = table.fillna({"pairs": 0, "earlystop_difference_bound": "", "same": False})
     return table.astype({"pairs": int, "same": bool})
 
@@ -524,6 +536,8 @@ def pair_seeds(runs, baseline):
     It has the columns of `runs`, and earlystop_at_end_baseline. Runs are compared if they have the
     same seed, in rounds of equal density.
     """
+    import pandas as pd
+
     runs = runs[runs["weights_remaining"] > 0]
     runs = runs.assign(density=np.log(runs["weights_remaining"]))
     runs = runs.sort_values("density", kind="stable")
@@ -562,6 +576,8 @@ def differences(pairs):
     Early-stopping iterations at the last evaluation are lower bounds. So their differences are
     bounds, without an interval. They are unknown if both are lower bounds, or may be.
     """
+    import pandas as pd
+
     keys = [pairs["curve"], pairs["round"]]
     groups = pairs.groupby(keys)
     parts = {"pairs": groups.size()}
@@ -622,7 +638,7 @@ def as_blocks(table, columns):
     return blocks
 
 
-def answers(runs, baseline):
+def answers(runs, pairs, baseline):
     """Return what the results say about test accuracy, as sentences.
 
     First the baseline is compared with its dense network, then other curves with the baseline. If
@@ -633,8 +649,8 @@ def answers(runs, baseline):
     of_dense = tickets.merge(dense, on=["curve", "seed"], suffixes=("", "_baseline"))
     of_dense["bestaccuracy"] -= of_dense["bestaccuracy_baseline"]
     sentences = []
-    for pairs, other in ((of_dense, "the dense network"), (pair_seeds(runs, baseline), baseline)):
-        for curve, rows in pairs[pairs["round"] > 0].groupby("curve", sort=False):
+    for found, other in ((of_dense, "the dense network"), (pairs, baseline)):
+        for curve, rows in found[found["round"] > 0].groupby("curve", sort=False):
             sentences.append(textwrap.fill(answer(curve, rows, other), WIDTH))
     if sentences:
         sentences.insert(0, f"Differences in {COLUMNS['bestaccuracy'].removesuffix(' (%)')}:")
@@ -734,20 +750,23 @@ def as_cells(table, names, columns):
 
     `names` are the columns that name a row, `columns` some of COLUMNS.
     """
+    import pandas as pd
+
     if table["trials"].nunique() > 1:
         names = [*names, "seeds"]
-    rows = table.rename(columns={"trials": "seeds"})
+    table = table.rename(columns={"trials": "seeds"})
+    rows = table.to_dict("records")
     headers = []
     cells = []
     for name in columns:
         first, second = two_lines(COLUMNS[name])
         # pandas would leave out a first line that is that of the column before.
         headers.append((first + " " * (len(headers) % 2), second))
-        cells.append([mean_text(row, name) for row in rows.to_dict("records")])
+        cells.append([mean_text(row, name) for row in rows])
         if table["pairs"].any() and table[name].notna().any():
             headers.append(("difference from", "the baseline"))
-            cells.append([difference_text(row, name) for row in rows.to_dict("records")])
-    index = pd.MultiIndex.from_frame(rows[names].astype(str))
+            cells.append([difference_text(row, name) for row in rows])
+    index = pd.MultiIndex.from_frame(table[names].astype(str))
     headers = pd.MultiIndex.from_tuples(headers)
     return pd.DataFrame(zip(*cells, strict=True), index=index, columns=headers)
 
@@ -757,7 +776,7 @@ def mean_text(row, name):
     mean, std = row[name], row[f"{name}_std"]
     if math.isnan(mean):
         return "-"
-    digits = 0 if name == "earlystop" else 2
+    digits = DIGITS[name]
     bound = row.get(f"{name}_bound", "")
     text = f"{bound}{mean:.{digits}f}"
     return text if math.isnan(std) or bound == ">= " else f"{text} ± {std:.{digits}f}"
@@ -770,7 +789,7 @@ def difference_text(row, name):
         return "-"
     if row["same"]:
         return "same"
-    digits = 0 if name == "earlystop" else 2
+    digits = DIGITS[name]
     text = f"{row.get(f'{name}_difference_bound', '')}{mean:+z.{digits}f}"
     if not math.isnan(low):
         text += f" [{low:+z.{digits}f}, {high:+z.{digits}f}]"

@@ -261,12 +261,10 @@ def prune(scores, masks, percent, scope="layer"):
         candidates = torch.cat([scores[name].flatten() for name in group])
         survivors = alive.nonzero().squeeze(1)
 
-        # Layers with the same rate are counted together: rounding errors in a sum of their shares
-        # could change the count by one.
         survivors_by_rate = Counter()
         for name in group:
             survivors_by_rate[percents[name]] += int(masks[name].sum())
-        count = round(sum(rate / 100 * n for rate, n in survivors_by_rate.items()))
+        count = count_to_prune(survivors_by_rate)
 
         lowest = candidates[survivors].topk(count, largest=False, sorted=False).indices
         alive[survivors[lowest]] = False
@@ -274,6 +272,15 @@ def prune(scores, masks, percent, scope="layer"):
         for name, mask in zip(group, alive.split(sizes), strict=True):
             pruned[name] = mask.view_as(masks[name])
     return pruned
+
+
+def count_to_prune(survivors_by_rate):
+    """Return how many weights to prune, given the number of survivors of each rate in percent.
+
+    Layers with the same rate are counted together: rounding errors in a sum of their shares could
+    change the count by one.
+    """
+    return round(sum(rate / 100 * n for rate, n in survivors_by_rate.items()))
 
 
 def layer_percents(args, model, output):
@@ -1469,7 +1476,7 @@ def last_survivors(args, weights, percents):
     remaining = 0
     for (_, percent), n in groups.items():
         for _ in range(args.prune_iterations - 1):
-            n -= round(percent / 100 * n)
+            n -= count_to_prune({percent: n})
         remaining += n
     return remaining
 

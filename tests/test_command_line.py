@@ -742,5 +742,7 @@ def test_a_single_round_causes_no_warning(small_args, capsys):
 
 
 def test_drawing_libraries_are_imported_only_to_draw():
-    code = "import sys, main; print({'matplotlib', 'scipy', 'seaborn'} & sys.modules.keys())"
+    code = (
+        "import sys, main; print({'matplotlib', 'pandas', 'scipy', 'seaborn'} & sys.modules.keys())"
+    )
     assert command("-c", code).stdout == "set()\n"
