@@ -6,6 +6,7 @@ finds what `main.py` wrote under `dumps/`, whatever the number of rounds and see
 architecture and dataset it prints a table and what follows from it, and draws
 
 - test accuracy against the percentage of weights remaining;
+- differences from one of the curves, the baseline, with 95% confidence intervals;
 - early-stopping iteration, and test accuracy at early stopping and at the end of training, as in
   the paper's Figure 4;
 - test accuracy of the untrained tickets;
@@ -30,13 +31,14 @@ import sys
 import textwrap
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
+import archs
 import utils
 
-# matplotlib, pandas, SciPy and seaborn take seconds to import, so functions that need them do it.
+# matplotlib, SciPy and seaborn take a second to import, so only functions that need them do it.
 
 COLUMNS = {  # arrays with a value per round
     "bestaccuracy": "test accuracy at best validation (%)",
@@ -48,13 +50,28 @@ COLUMNS = {  # arrays with a value per round
 }
 DIGITS = dict.fromkeys(COLUMNS, 2) | {"earlystop": 0}  # after the decimal point, in tables
 PRINTED = ["bestaccuracy", "earlystop"]  # by default: are tickets more accurate? are they faster?
+TITLES = COLUMNS | {
+    "bestaccuracy_difference": "difference in test accuracy (points)",
+    "earlystop_difference": "difference in early-stopping iteration",
+}
 FIGURES = {
     "combined": ["bestaccuracy"],
+    "differences": ["bestaccuracy_difference", "earlystop_difference"],  # from the baseline
     "earlystop": ["earlystop", "earlystopaccuracy", "finalaccuracy"],  # the paper's Figure 4
     "untrained": ["untrained"],
 }
-# Evaluations of untrained tickets have no training loss, and are left out.
-LOGGED = ("round", "epoch", "iteration", "weights_remaining", "train_loss", "test_accuracy")
+LOGGED = [
+    "round",
+    "epoch",
+    "iteration",
+    "weights_remaining",
+    "train_loss",
+    "test_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "masks",
+]
+NEEDED = LOGGED[:6]  # evaluations of untrained tickets have no training loss, and are left out
 # Known prune types, each with the same colour and marker in all figures. Others come after them.
 PRUNE_TYPES = (
     "lt",
@@ -68,14 +85,24 @@ PRUNE_TYPES = (
     "lr_rewind",
     "finetune",
 )
-COLOURS = [f"C{i}" for i in range(10)]
 MARKERS = "osD^v<>PdpH"  # filled ones
-MANY_CURVES = 6  # more need a figure as wide as a page, and bars instead of bands
-OVER_SEEDS = "mean and range (band or bars) over seeds"
+DASHES = ["-", "--", "-.", (0, (4, 1, 1, 1, 1, 1))]
+BOUNDS = {">= ": ("^", "at least"), "<= ": ("v", "at most")}  # triangles point to the truth
+STYLE = {
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,  # embeds fonts
+    "svg.fonttype": "none",  # text instead of outlines
+}
+OPEN = {"s": 25, "facecolors": "white", "linewidths": 1, "zorder": 3}  # as triangles are
+SIDE_BY_SIDE = 1.06  # ratio of weights over which the bars of one density are spread
+MANY_CURVES = 6  # more need a figure as wide as a page
 TRAINING_POINTS = 50  # of a curve over a round; more would show the noise of evaluations
 EQUAL_DENSITY = 1e-3  # relative: with global pruning, runs may keep a few weights more or less
+EMPTY = 1e-9  # percent, in place of 0, which has no logarithm
 # Percent; by default, the rounds nearest to these are shown, and the last one.
-DENSITIES = (100, 50, 20, 10, 5, 2, 1, 1e-9)
+DENSITIES = (100, 50, 20, 10, 5, 2, 1, EMPTY)
 WIDTH = 100  # characters in a line of the printed table
 LINE = 20  # characters in a line of a header; two lines hold each of COLUMNS
 LETTERS = [f"{a}{b}" for b in ("", *string.digits) for a in string.ascii_uppercase]
@@ -88,49 +115,42 @@ TEX = str.maketrans(
 
 def main(args):
     """Draw and tabulate all experiments. Raises utils.BadInput if the results do not allow it."""
-    import pandas as pd
-
     experiments = read_experiments(args)
     tables = []
     latex = ["% These tables need \\usepackage{booktabs}.\n"]
     texts = []
     for runs, log in experiments:
         chosen = choose_rounds(runs, args.rounds)
-        draw_experiment(args, runs, log.merge(chosen))
         baseline = find_baseline(runs, args.baseline)
-        pairs = pair_seeds(runs, baseline)
-        table = summary(runs, pairs)
-        tables.append(as_csv(table))
+        table = summary(runs, baseline)
+        draw_experiment(args, table, log.merge(chosen), baseline)
+        numbers = table.drop(columns=["earlystop_bound", "earlystop_difference_bound", "same"])
+        # A program would not notice that a difference is a bound.
+        numbers.loc[table["earlystop_difference_bound"] != "", "earlystop_difference"] = math.nan
+        tables.append(numbers)
         if not chosen.empty:
             shown = table.merge(chosen)
             texts.append(as_text(shown, baseline, args.columns))
             latex += as_latex(shown, baseline) if args.latex else []
-        texts.append("\n".join(answers(runs, pairs, baseline)))
+        texts.append("\n".join(answers(table, baseline)))
 
-    if args.csv:
-        write_text(args.csv, pd.concat(tables).to_csv(index=False), "a row per curve and round")
-    if args.raw:
-        text = pd.concat(runs for runs, _ in experiments).to_csv(index=False)
-        write_text(args.raw, text, "a row per seed and round")
-    if args.latex:
-        write_text(args.latex, "\n".join(latex), "LaTeX tables")
+    write_text(args.csv, pd.concat(tables).to_csv(index=False), "a row per curve and round")
+    runs = pd.concat(runs for runs, _ in experiments)
+    write_text(args.raw, runs.to_csv(index=False), "a row per seed and round")
+    write_text(args.latex, "\n".join(latex), "LaTeX tables")
     for text in filter(None, texts):
         print(f"\n{text}")
 
 
 def write_text(path, text, description):
-    """Write text to a file, and print its path and description.
+    """Write text to a file, if a path is given, and print its path and description.
 
-    Links are followed. What is not a regular file, such as a pipe, is written into.
+    Links are followed, and pipes are written into.
     """
-    sys.stdout.flush()  # which the file may be
-    path = Path(path)
-    content = text.encode(errors="replace")
-    if path.exists() and not path.is_file():
-        path.write_bytes(content)
-    else:
-        utils.write(path.resolve(), lambda file: file.write(content), shared=True)
-    print(f"{path}: {description}")
+    if path:
+        Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text, encoding="utf-8", errors="replace")
+        print(f"{path}: {description}")
 
 
 # ---- Reading results -----------------------------------------------------------------------------
@@ -142,15 +162,22 @@ def read_experiments(args):
     Raises utils.BadInput if there are no results, or if no curve is the `--baseline`.
     """
     places = {}
-    for files in find_runs(args):
-        places.setdefault((files.arch_type, files.dataset), []).append(files)
-    experiments = [read_runs(places[place]) for place in sorted(places)]
-    experiments = [(runs, log) for runs, log in experiments if not runs.empty]
+    for folder in args.output_dir:
+        found = [
+            files
+            for files in utils.find_results(folder)
+            if args.arch_type in (None, files.arch_type) and args.dataset in (None, files.dataset)
+        ]
+        if not found and len(args.output_dir) > 1:
+            warn(f"{folder} has no results")
+        for files in found:
+            places.setdefault((files.arch_type, files.dataset), []).append(files)
+    found = [read_runs(places[place]) for place in sorted(places)]
+    experiments = [(runs, log) for runs, log in found if not runs.empty]
 
     if not experiments:
-        place = f"{args.arch_type or '<arch>'}/{args.dataset or '<dataset>'}"
-        path = f"dumps/lt/{place}/<prune_type>_bestaccuracy.dat"
-        paths = [f"{folder}/{path}" for folder in args.output_dir]
+        place = f"dumps/lt/{args.arch_type or '<arch>'}/{args.dataset or '<dataset>'}"
+        paths = [f"{folder}/{place}/<prune_type>_bestaccuracy.dat" for folder in args.output_dir]
         raise utils.BadInput(
             f"nothing to draw: no results at {' or '.join(paths)}. "
             "Run main.py first, or choose another --output_dir"
@@ -164,50 +191,28 @@ def read_experiments(args):
     return experiments
 
 
-def find_runs(args):
-    """Yield the utils.Files of all runs with results that the flags select."""
-    known = set()
-    for folder in args.output_dir:
-        path = Path(folder).resolve()
-        if path in known:
-            warn(f"{folder} is given twice")
-            continue
-        known.add(path)
-        found = [
-            files
-            for files in utils.find_results(folder)
-            if args.arch_type in (None, files.arch_type) and args.dataset in (None, files.dataset)
-        ]
-        if not found and len(args.output_dir) > 1:
-            warn(f"{folder} has no results")
-        yield from found
-
-
 def read_runs(found):
     """Return all finished rounds and all evaluations of some runs, as two DataFrames.
 
     The rounds have the columns arch_type, dataset, prune_type, curve; one for each setting in which
     curves differ; seed, round, weights_remaining, COLUMNS; and earlystop_at_end, true if early
     stopping is at the round's last evaluation, and missing if the log does not have it. The
-    evaluations have curve, seed, LOGGED and masks.
+    evaluations have curve, seed and LOGGED.
     """
-    import pandas as pd
-
     results = {}
     order = [*PRUNE_TYPES, *sorted({files.prune_type for files in found}.difference(PRUNE_TYPES))]
     for files in sorted(found, key=lambda files: order.index(files.prune_type)):
-        run = read_run(files)
-        if run is not None:
+        if (run := read_run(files)) is not None:
             results[files] = run
     recorded = {files: read_settings(files) for files in results}
     settings, curves = name_curves(recorded)
     logs = {files: read_log(files.log) for files in without_copies(results, curves)}
-    note_versions({files: recorded[files] for files in logs}, curves)
+    note_versions([recorded[files] for files in logs])
     note_masks(recorded, curves, logs)
 
     names = dict.fromkeys(name for differing in settings.values() for name in differing)
-    runs = []
-    evaluations = []
+    runs = [pd.DataFrame()]
+    evaluations = [pd.DataFrame()]
     for files, log in logs.items():
         identity = {
             "arch_type": files.arch_type,
@@ -219,12 +224,10 @@ def read_runs(found):
         }
         run = results[files]
         last = run["round"].map(log.groupby("round")["iteration"].max())
-        at_end = run["earlystop"].eq(last).astype("boolean")
-        at_end = at_end.mask(last.isna() & run["earlystop"].notna())
+        unknown = last.isna() & run["earlystop"].notna()
+        at_end = run["earlystop"].eq(last).astype("boolean").mask(unknown)
         runs.append(pd.DataFrame({**identity, **run, "earlystop_at_end": at_end}))
         evaluations.append(pd.DataFrame({**identity, **log}))
-    if not runs:
-        return pd.DataFrame(), pd.DataFrame()
     return pd.concat(runs, ignore_index=True), pd.concat(evaluations, ignore_index=True)
 
 
@@ -235,21 +238,19 @@ def without_copies(results, curves):
     utils.BadInput if runs cannot be told apart, although their results differ.
     """
     kept = {}
-    copies = []
     for files in sorted(results, key=lambda files: -len(results[files])):  # copies may be older
         original = kept.setdefault((curves[files], files.seed), files)
-        if original is files:
-            continue
         if not results[files].equals(results[original].head(len(results[files]))):
             raise utils.BadInput(
                 f"the {files.prune_type} runs in {original.dumps} and {files.dumps} have the same "
                 "settings and seed but different results, so they cannot be told apart. Give only "
                 "one of their folders to --output_dir"
             )
-        copies.append(f"{files.prune_type} in {files.dumps}")
+    copies = [files for files in results if files not in kept.values()]
     if copies:
-        warn(f"left out, because another folder has the same runs: {'; '.join(copies)}")
-    return [files for files in results if files in kept.values()]
+        names = [f"{files.prune_type} in {files.dumps}" for files in copies]
+        warn(f"left out, because another folder has the same runs: {'; '.join(names)}")
+    return [files for files in results if files not in copies]
 
 
 def read_run(files):
@@ -257,59 +258,39 @@ def read_run(files):
 
     The columns are round, weights_remaining and COLUMNS.
     """
-    import pandas as pd
-
     paths = {name: files.array(name) for name in ("compression", *COLUMNS)}
-    arrays = {}
     try:
-        for name, path in paths.items():
-            if not path.exists():  # the run has not measured it
-                continue
-            arrays[name] = values = utils.read_array(path)
-            known = (values >= 0) & (values <= 100)
-            if name not in ("compression", "bestaccuracy"):  # which every round has
-                known |= np.isnan(values)
-            if name != "earlystop" and not known.all():
-                raise utils.BadInput(f"{path} has values that are not percentages")
+        arrays = {name: utils.read_array(path) for name, path in paths.items() if path.exists()}
+        rounds = min(map(len, arrays.values()))  # main.py may be between two files
+        run = pd.DataFrame(
+            {name: values[:rounds] for name, values in arrays.items()}, columns=[*paths]
+        )
+        # All rounds have the first two; others may not have been measured.
+        percents = run.fillna(dict.fromkeys([*paths][2:], 0)).drop(columns="earlystop")
+        if not percents.stack().between(0, 100).all():
+            raise utils.BadInput(
+                f"{paths['compression']}, or an array beside it, has no percentages"
+            )
     except utils.BadInput as error:
         warn(f"left out: {error}")
         return None
-
-    rounds = min(map(len, arrays.values()))  # main.py may be between two files
-    columns = {"round": range(rounds), "weights_remaining": arrays["compression"][:rounds]}
-    for name in COLUMNS:
-        columns[name] = arrays[name][:rounds] if name in arrays else math.nan
-    return pd.DataFrame(columns)
+    run.insert(0, "round", run.index)
+    return run.rename(columns={"compression": "weights_remaining"})
 
 
 def read_log(path):
-    """Return the evaluations in a log, a DataFrame with the columns LOGGED and masks.
-
-    The last one is the checksum of the masks, NaN in logs of older versions.
-    """
-    import pandas as pd
-
+    """Return the evaluations in a log, a DataFrame with the columns LOGGED."""
     rows = []
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    for line in lines:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         # main.py may be writing it.
-        with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
-            row = {"masks": math.nan} | json.loads(line)
-            rows.append([float(row[name]) for name in (*LOGGED, "masks")])
-    log = pd.DataFrame(rows, columns=[*LOGGED, "masks"], dtype=float)
-    return log[np.isfinite(log[[*LOGGED]]).all(axis=1)].astype({"round": int})
+        with contextlib.suppress(ValueError, TypeError, OverflowError, AttributeError):
+            row = json.loads(line)
+            rows.append([float(row.get(name, math.nan)) for name in LOGGED])
+    log = pd.DataFrame(rows, columns=LOGGED, dtype=float).replace([math.inf, -math.inf], math.nan)
+    return log.dropna(subset=NEEDED).astype({"round": int})
 
 
 # ---- Settings and curves -------------------------------------------------------------------------
-
-
-class Recorded(NamedTuple):
-    """What a run's settings.json says."""
-
-    settings: dict  # {flag: value} that tell curves apart; also of the run that made the masks
-    defaults: dict
-    masks: str  # whose they are, for the name of the curve; "" if there is no choice
-    made_by: dict  # code and versions, {name: value}
 
 
 def name_curves(recorded):
@@ -323,7 +304,8 @@ def name_curves(recorded):
     for files, differing in settings.items():
         texts = {name: f"{name}={value}" for name, value in differing.items() if value != "False"}
         texts |= {name: name for name, value in differing.items() if value == "True"}
-        curves[files] = ", ".join([own_name(files, recorded[files]), *texts.values()])
+        own = filter(None, [files.prune_type, recorded[files].get("masks")])
+        curves[files] = ", ".join([*own, *texts.values()])
 
     if any(settings.values()) and len({files.root for files in recorded}) == 1:
         names = "; ".join(dict.fromkeys(curves.values()))
@@ -334,32 +316,38 @@ def name_curves(recorded):
     return settings, curves
 
 
-def own_name(files, recorded):
-    """Return the name of a run's curve beside curves of the same settings."""
-    masks = recorded.masks if recorded else ""
-    return f"{files.prune_type}, {masks}" if masks else files.prune_type
-
-
 def read_settings(files):
-    """Return what a run's settings.json says, as Recorded; None if it cannot be read."""
+    """Return what a run's settings.json says, a dict; an empty one if it cannot be read.
+
+    It has `settings` that tell curves apart, {flag: text}, with those of the run that made the
+    masks; their `defaults`; `masks`, from whose_masks; and `made_by`, the code and the versions.
+    """
     try:
         content = json.loads(files.settings.read_text())
-        settings = comparable(content["settings"])
-        for name in content.get("refused", []):
-            settings.pop(name, None)
         masks_from = content["settings"].get("masks_from")
-        source = comparable(content["settings"].get("masks_from_settings", {}))
-        if not masks_from:  # the run makes its own masks
-            source = settings
+        settings = comparable(content["settings"], content.get("refused", []))
+        source = settings  # the run makes its own masks
+        if masks_from:
+            source = comparable(content["settings"].get("masks_from_settings", {}))
         maker = masks_from or files.prune_type
-        return Recorded(
-            settings | {f"{maker}'s {name}": source[name] for name in source},
-            comparable(content["defaults"]),
-            whose_masks(files.prune_type, content),
-            {name: str(value) for name, value in content.get("made_by", {}).items()},
-        )
+        return {
+            "settings": settings | {f"{maker}'s {name}": source[name] for name in source},
+            "defaults": comparable(content["defaults"]),
+            "masks": whose_masks(files.prune_type, content),
+            "made_by": {name: str(value) for name, value in content.get("made_by", {}).items()},
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        return {}
+
+
+def comparable(settings, refused=()):
+    """Return settings that tell curves apart, {flag: text}; whose_masks tells of the masks."""
+    left_out = {"seed", "prune_type", "masks_from", "masks_from_settings", *refused}
+    left_out |= utils.MAY_CHANGE_ON_RESUME
+    texts = {name: utils.as_flag(settings[name]) for name in settings if name not in left_out}
+    for name in texts.keys() & {"network", "data"}:  # too long to be shown
+        texts[name] = f"{zlib.crc32(texts[name].encode()):08x}"
+    return texts
 
 
 def whose_masks(prune_type, content):
@@ -370,31 +358,24 @@ def whose_masks(prune_type, content):
     """
     settings = content["settings"]
     masks_from = settings.get("masks_from")
-    if prune_type == "lt":
-        return ""
     if prune_type == "random":
-        own = settings.get("prune_scope") == "global" and not masks_from
-        return "own densities" if own else ""
-    if settings.get("one_shot") or content.get("before_training"):
+        return "" if masks_from or settings.get("prune_scope") != "global" else "own densities"
+    if prune_type == "lt" or settings.get("one_shot") or content.get("before_training"):
         return ""
     return f"{masks_from}'s masks" if masks_from else "own masks"
 
 
-def note_versions(recorded, curves):
+def note_versions(recorded):
     """Print a note if runs, which are averaged or compared, were made by different code."""
-    import pandas as pd
-
-    made_by = {files: found.made_by for files, found in recorded.items() if found}
-    table = pd.DataFrame(made_by.values(), index=[curves[files] for files in made_by])
+    table = pd.DataFrame([found["made_by"] for found in recorded if found])
     # The digest of the code says more than the commit.
     table = table.drop(columns=["commit", "changed"], errors="ignore")
-    differing = []
-    for name in table.columns[table.nunique() > 1]:
-        groups = table.groupby(name, sort=False).groups
-        texts = [f"{value} ({'; '.join(names.unique())})" for value, names in groups.items()]
-        differing.append(f"{name} {', '.join(texts)}")
-    if differing:
-        warn(f"note: these runs were made by different versions: {'; '.join(differing)}")
+    texts = [
+        f"{name} {', '.join(table[name].dropna().unique())}"
+        for name in table.columns[table.nunique() > 1]
+    ]
+    if texts:
+        warn(f"note: these results were made by different versions: {'; '.join(texts)}")
 
 
 def note_masks(recorded, curves, logs):
@@ -404,24 +385,11 @@ def note_masks(recorded, curves, logs):
         f"{curves[files]} in {files.dumps}"
         for files, other in itertools.permutations(logs, 2)
         if files.dumps == other.dumps
-        and recorded[files]
-        and recorded[files].masks == f"{other.prune_type}'s masks"
+        and recorded[files].get("masks") == f"{other.prune_type}'s masks"
         and (masks[files] - masks[other]).any()
     ]
     if changed:
         warn(f"note: these runs have masks of a run that was replaced: {'; '.join(changed)}")
-
-
-def comparable(settings):
-    """Return the settings that tell curves apart, {flag: value}; whose_masks tells of the masks."""
-    left_out = {"seed", "prune_type", "masks_from", "masks_from_settings"}
-    kept = {}
-    for name, value in settings.items():
-        if name in {"network", "data"}:  # too long to be shown
-            kept[name] = f"{zlib.crc32(str(value).encode()):08x}"
-        elif name not in utils.MAY_CHANGE_ON_RESUME.union(left_out):
-            kept[name] = value
-    return kept
 
 
 def differing_settings(recorded):
@@ -431,18 +399,13 @@ def differing_settings(recorded):
     read_settings returned for each run. A setting missing from a run counts as its default, and
     runs without settings are one curve.
     """
-    import pandas as pd
-
     known = {files: found for files, found in recorded.items() if found}
-    defaults = {}
-    for found in known.values():
-        defaults |= found.defaults
+    defaults = {name: text for found in known.values() for name, text in found["defaults"].items()}
     rows = []
     for found in known.values():
         # Flags that the run refuses are among its own defaults.
-        later = {name: defaults[name] for name in defaults if name not in found.defaults}
-        values = later | found.settings
-        rows.append({name: utils.as_flag(value) for name, value in values.items()})
+        later = {name: defaults[name] for name in defaults if name not in found["defaults"]}
+        rows.append(later | found["settings"])
     texts = pd.DataFrame(rows, index=list(known))
 
     shown = []
@@ -455,8 +418,10 @@ def differing_settings(recorded):
 
     differing = dict.fromkeys(recorded, {"settings": "unknown"} if known else {})
     for files, values in texts[shown].iterrows():
-        own = f"{files.prune_type}'s "
-        differing[files] = {name.removeprefix(own): text for name, text in values.dropna().items()}
+        differing[files] = {
+            name.removeprefix(f"{files.prune_type}'s "): text
+            for name, text in values.dropna().items()
+        }
     return differing
 
 
@@ -485,76 +450,98 @@ def choose_rounds(runs, wanted):
     DENSITIES and the last one.
     """
     percents = runs.groupby(["curve", "round"], sort=False)["weights_remaining"].mean()
+    chosen = percents.index.isin(wanted or (), level="round")
     if wanted is None:
-        densities = np.log(percents.clip(lower=min(DENSITIES)))
-        nearest = set()
-        for _, of_curve in densities[::-1].groupby("curve"):  # of equal ones, the last counts
-            nearest |= {(of_curve - math.log(density)).abs().idxmin() for density in DENSITIES}
-        chosen = percents[percents.index.isin(nearest)]
-    else:
-        chosen = percents[percents.index.isin(wanted, level="round")]
-    if chosen.empty:
+        densities = np.log(percents.clip(lower=EMPTY))[::-1]  # of equal ones, the last counts
+        nearest = [
+            (of_curve - math.log(density)).abs().idxmin()
+            for _, of_curve in densities.groupby("curve")
+            for density in DENSITIES
+        ]
+        chosen = percents.index.isin(nearest)
+    if not chosen.any():
         warn(f"--rounds: {' on '.join(runs.iloc[0, :2])} has no results of these rounds")
-    return chosen.index.to_frame(index=False)
+    return percents.index[chosen].to_frame(index=False)
 
 
-def summary(runs, pairs):
-    """Return a DataFrame with a row per curve and round, and these columns for each of COLUMNS.
+def with_differences(runs, baseline):
+    """Return runs with their differences from other runs of the same seed, a DataFrame.
 
-    Over all trials: the mean (named like the column), _std, _min and _max. Over the pairs of trials
-    with the same seed, which pair_seeds returned: _difference, the mean difference from the
-    baseline, and _difference_low and _difference_high, its 95% confidence interval. The column
-    `pairs` is their number, and `earlystop_at_end` that of the trials whose early stopping is at
-    the last evaluation; it is missing if that is not known.
-
-    For texts, `earlystop_bound` and `earlystop_difference_bound` are ">= " or "<= " if the number
-    is a bound, and "? " if that is not known. `same` says whether all results of the pairs are
-    equal.
+    It has the columns of `runs` and, for each of COLUMNS, `_difference` from the baseline in the
+    round of equal density; and `bestaccuracy_gain`, the difference from the dense network of the
+    same curve. What has no partner is NaN. `same` says whether nothing differs from the baseline.
+    Early stopping at the last evaluation, or with an incomplete log, may be later; `at_least` and
+    `at_most` say whether its difference is such a bound.
     """
-    names = [*runs.columns[: runs.columns.get_loc("seed")], "round"]
-    groups = runs.groupby(names, sort=False)
-    table = groups[[*COLUMNS]].agg(["mean", "std", "min", "max"])
-    table.columns = ["_".join(levels).removesuffix("_mean") for levels in table.columns]
-    for name in COLUMNS:  # whose mean may be rounded
-        table[f"{name}_min"] = table[[name, f"{name}_min"]].min(axis="columns")
-        table[f"{name}_max"] = table[[name, f"{name}_max"]].max(axis="columns")
-    table.insert(0, "trials", groups.size())
-    table.insert(0, "weights_remaining", groups["weights_remaining"].mean())
-    unknown = runs["earlystop_at_end"].isna().groupby([runs[name] for name in names]).any()
-    at_end = groups["earlystop_at_end"].sum()
-    table["earlystop_at_end"] = at_end.mask(unknown)
-    table["earlystop_bound"] = np.select([at_end > 0, unknown], [">= ", "? "], "")
-    table = table.reset_index()
-    table = table.merge(differences(pairs), how="left", on=["curve", "round"])
-    table = table.fillna({"pairs": 0, "earlystop_difference_bound": "", "same": False})
-    return table.astype({"pairs": int, "same": bool})
-
-
-def pair_seeds(runs, baseline):
-    """Return the differences of runs from those of the baseline, a DataFrame.
-
-    It has the columns of `runs`, and earlystop_at_end_baseline. Runs are compared if they have the
-    same seed, in rounds of equal density.
-    """
-    import pandas as pd
-
-    runs = runs[runs["weights_remaining"] > 0]
-    runs = runs.assign(density=np.log(runs["weights_remaining"]))
-    runs = runs.sort_values("density", kind="stable")
-    columns = [*COLUMNS, "earlystop_at_end"]
+    runs = runs.assign(
+        order=range(len(runs)),
+        density=np.log(runs["weights_remaining"].clip(lower=EMPTY)),
+        may_be_later=runs["earlystop_at_end"].fillna(True).astype(bool),
+    ).sort_values("density")
     pairs = pd.merge_asof(
-        runs[runs["curve"] != baseline],
-        runs.loc[runs["curve"] == baseline, ["density", "seed", "round", *columns]],
+        runs,
+        runs.loc[runs["curve"] == baseline, ["density", "seed", "may_be_later", *COLUMNS]],
         on="density",
         by="seed",
         direction="nearest",
         tolerance=EQUAL_DENSITY,
         suffixes=("", "_baseline"),
     )
-    pairs = pairs.dropna(subset="round_baseline")
-    for name in COLUMNS:
-        pairs[name] -= pairs[f"{name}_baseline"]
-    return pairs.sort_values("round", kind="stable")
+    differences = [f"{name}_difference" for name in COLUMNS]
+    for name, difference in zip(COLUMNS, differences, strict=True):
+        pairs[difference] = pairs[name] - pairs[f"{name}_baseline"]
+    pairs.loc[pairs["curve"] == baseline, differences] = math.nan
+    pairs["same"] = pairs[differences].fillna(0).eq(0).all(axis="columns")
+    pairs["at_least"] = pairs["may_be_later"] & ~pairs["same"]
+    pairs["at_most"] = pairs["may_be_later_baseline"].eq(True) & ~pairs["same"]
+
+    dense = runs[runs["round"] == 0].set_index(["curve", "seed"])["bestaccuracy"]
+    pairs = pairs.sort_values("order").join(dense.rename("dense"), on=["curve", "seed"])
+    return pairs.assign(bestaccuracy_gain=pairs["bestaccuracy"] - pairs["dense"])
+
+
+def summary(runs, baseline):
+    """Return a DataFrame with a row per curve and round, and these columns for each of COLUMNS.
+
+    Over all trials: the mean (named like the column), _std, _min and _max. Over the pairs of trials
+    with the same seed: _difference, the mean difference from the baseline, and _difference_low and
+    _difference_high, its 95% confidence interval. The column `pairs` is their number, and
+    `earlystop_at_end` that of the trials whose early stopping is at the last evaluation; it is
+    missing if that is not known. bestaccuracy_gain, _low and _high are the mean difference from the
+    dense network and its interval.
+
+    For texts and figures, `earlystop_bound` and `earlystop_difference_bound` are ">= " or "<= " if
+    the mean is a bound. A bound has no interval, and a difference of two bounds is NaN. `same` says
+    whether all results of the pairs are equal.
+    """
+    pairs = with_differences(runs, baseline)
+    names = [*runs.columns[: runs.columns.get_loc("seed")], "round"]
+    groups = pairs.groupby(names, sort=False)
+    statistics = groups[[*COLUMNS]].agg(["mean", "std", "min", "max"])
+    statistics.columns = ["_".join(levels).removesuffix("_mean") for levels in statistics.columns]
+    table = groups.agg(
+        weights_remaining=("weights_remaining", "mean"),
+        trials=("seed", "size"),
+        pairs=("bestaccuracy_difference", "count"),
+        same=("same", "all"),
+        earlystop_at_end=("earlystop_at_end", lambda ends: ends.sum(skipna=False)),
+        may_be_later=("may_be_later", "any"),
+        at_least=("at_least", "any"),
+        at_most=("at_most", "any"),
+    ).join(statistics)
+    for name in COLUMNS:  # whose mean may be rounded
+        table[name] = table[name].clip(table[f"{name}_min"], table[f"{name}_max"])
+    for name in (*(f"{name}_difference" for name in COLUMNS), "bestaccuracy_gain"):
+        table[name] = groups[name].mean()
+        table[f"{name}_low"], table[f"{name}_high"] = interval(groups[name])
+
+    above, below = table.pop("at_least"), table.pop("at_most")
+    table["earlystop_bound"] = np.where(table.pop("may_be_later"), ">= ", "")
+    bounds = np.select([above & below, above, below], ["", ">= ", "<= "], "")
+    table["earlystop_difference_bound"] = bounds
+    table.loc[above & below, "earlystop_difference"] = math.nan
+    table.loc[above | below, ["earlystop_difference_low", "earlystop_difference_high"]] = math.nan
+    return table.reset_index()
 
 
 def interval(values):
@@ -570,115 +557,67 @@ def interval(values):
     return values.mean() - half, values.mean() + half
 
 
-def differences(pairs):
-    """Return the part of a summary that compares the curves with the baseline.
-
-    Early-stopping iterations at the last evaluation are lower bounds. So their differences are
-    bounds, without an interval. They are unknown if both are lower bounds, or may be.
-    """
-    import pandas as pd
-
-    keys = [pairs["curve"], pairs["round"]]
-    groups = pairs.groupby(keys)
-    parts = {"pairs": groups.size()}
-    for name in COLUMNS:
-        low, high = interval(groups[name])
-        parts[f"{name}_difference"] = groups[name].mean()
-        parts[f"{name}_difference_low"] = low
-        parts[f"{name}_difference_high"] = high
-    table = pd.DataFrame(parts)
-    table["same"] = pairs[[*COLUMNS]].fillna(0).eq(0).all(axis="columns").groupby(keys).all()
-    ends = pairs[["earlystop_at_end", "earlystop_at_end_baseline"]]
-    above, below = ((ends[name].fillna(True).groupby(keys).any() & ~table["same"]) for name in ends)
-    unknown = above & below | ends.isna().any(axis="columns").groupby(keys).any() & ~table["same"]
-    bounds = np.select([unknown, above, below], ["", ">= ", "<= "], "")
-    table["earlystop_difference_bound"] = bounds
-    table.loc[unknown, "earlystop_difference"] = math.nan
-    table.loc[above | below, ["earlystop_difference_low", "earlystop_difference_high"]] = math.nan
-    return table.reset_index()
-
-
-def as_csv(table):
-    """Return a summary for programs, in which differences that are bounds are missing."""
-    known = table["earlystop_difference_bound"] == ""
-    table = table.assign(earlystop_difference=table["earlystop_difference"].where(known))
-    return table.drop(columns=["earlystop_bound", "earlystop_difference_bound", "same"])
-
-
 def as_text(table, baseline, columns):
-    """Return a summary as text for the terminal, with some of COLUMNS."""
-    curves = table["curve"].unique()
-    blocks = as_blocks(table, columns)
-    lines = []
-    if any(len(line) > WIDTH for block in blocks for line in block.splitlines()):
-        letters = dict(zip(curves, LETTERS, strict=False))
-        lines += [f"{letter}: {curve}" for curve, letter in letters.items()]
-        table = table.replace({"curve": letters})
-        baseline = letters.get(baseline, baseline)
-        blocks = as_blocks(table, columns)
-    text = caption(table, baseline, columns)
-    if baseline is None and len(curves) > 1:
-        text += " For differences between curves, give --baseline the full name of one of them."
-    lines += textwrap.wrap(text, WIDTH)
-    return "\n\n".join(["\n".join(lines), *blocks])
+    """Return a summary as text for the terminal, with some of COLUMNS.
 
-
-def as_blocks(table, columns):
-    """Return a summary as texts: one with some of COLUMNS, or one for each if that is too wide."""
-    table = table.assign(weights=table["weights_remaining"].map(as_percent))
+    If it is too wide, each of them has a block of its own, or curves have letters.
+    """
+    letters = dict(zip(table["curve"].unique(), LETTERS, strict=False))
     # Curves with a few weights more or less stay in their order.
-    numbers = table["weights"].str[:-1].astype(float)
-    table = table.iloc[(-numbers).argsort(kind="stable")]
-    names = ["weights", "round", "curve"]
-    for groups in ([columns], [[name] for name in columns]):
-        texts = [as_cells(table, names, group).to_string() for group in groups]
-        blocks = [re.sub(" +$", "", text, flags=re.MULTILINE) for text in texts]
-        if max(map(len, blocks[0].splitlines())) <= WIDTH:
+    densities = table["weights_remaining"].map(as_percent).str[:-1].astype(float)
+    table = table.iloc[(-densities).argsort(kind="stable")]
+    for key, groups in itertools.product(({}, letters), ([columns], [[name] for name in columns])):
+        shown = table.assign(curve=[key.get(curve, curve) for curve in table["curve"]])
+        blocks = [as_cells(shown, group).to_string() for group in groups]
+        if max(map(len, "\n".join(blocks).splitlines())) <= WIDTH:
             break
-    return blocks
+
+    text = caption(shown, key.get(baseline, baseline), columns)
+    if baseline is None and len(letters) > 1:
+        text += " For differences between curves, give --baseline the full name of one of them."
+    lines = [f"{letter}: {curve}" for curve, letter in key.items()]
+    text = "\n\n".join(["\n".join([*lines, *textwrap.wrap(text, WIDTH)]), *blocks])
+    return re.sub(" +$", "", text, flags=re.MULTILINE)
 
 
-def answers(runs, pairs, baseline):
-    """Return what the results say about test accuracy, as sentences.
+def answers(table, baseline):
+    """Return what a summary says about test accuracy, as sentences.
 
-    First the baseline is compared with its dense network, then other curves with the baseline. If
-    there is no baseline, all curves are compared with their dense networks.
+    The baseline is compared with its dense network, and other curves with the baseline. If there is
+    no baseline, all curves are compared with their dense networks.
     """
-    tickets = runs[runs["curve"] == baseline] if baseline else runs
-    dense = runs.loc[runs["round"] == 0, ["curve", "seed", "bestaccuracy"]]
-    of_dense = tickets.merge(dense, on=["curve", "seed"], suffixes=("", "_baseline"))
-    of_dense["bestaccuracy"] -= of_dense["bestaccuracy_baseline"]
     sentences = []
-    for found, other in ((of_dense, "the dense network"), (pairs, baseline)):
-        for curve, rows in found[found["round"] > 0].groupby("curve", sort=False):
-            sentences.append(textwrap.fill(answer(curve, rows, other), WIDTH))
-    if sentences:
-        sentences.insert(0, f"Differences in {COLUMNS['bestaccuracy'].removesuffix(' (%)')}:")
-    return sentences
+    for curve, rows in table[table["round"] > 0].groupby("curve", sort=False):
+        name, seeds, other = (
+            ("bestaccuracy_gain", "trials", "the dense network")
+            if baseline in (None, curve)
+            else ("bestaccuracy_difference", "pairs", baseline)
+        )
+        rows = rows[(rows[seeds] > 0) & (rows[seeds] == rows[seeds].max())]
+        if not rows.empty:  # the last round that most seeds have
+            sentences.append(textwrap.fill(answer(rows.iloc[-1], name, seeds, other), WIDTH))
+    return ["Differences in test accuracy at best validation:", *sentences] if sentences else []
 
 
-def answer(curve, rows, other):
-    """Return how a curve differs from another one in the last round that all seeds have.
+def answer(row, name, seeds, other):
+    """Return how a curve differs from another one in a round, a row of a summary, as a sentence.
 
-    `rows` has the differences in test accuracy, as pair_seeds returns them.
+    `name` is the column of the difference, and `seeds` that of its number of seeds.
     """
-    seeds = rows.groupby("round")["seed"].count()
-    rows = rows[rows["round"] == seeds[seeds == seeds.max()].index[-1]]
-    mean = rows["bestaccuracy"].mean()
-    low, high = interval(rows["bestaccuracy"])
-    subject = f"At {as_percent(rows['weights_remaining'].mean())} of the weights, {curve}"
-    evidence = utils.plural(len(rows), "seed")
-    if len(rows) < 3:
-        evidence += ", too few for an interval"
-    if low <= 0 <= high or abs(mean) < 0.005:
-        if low <= high:
-            evidence = f"95% interval {low:+z.2f} to {high:+z.2f}, {evidence}"
-        return f"{subject}: no clear difference from {other} ({mean:+z.2f} points, {evidence})"
-    if low <= high:
+    mean, low, high = (row[f"{name}{part}"] for part in ("", "_low", "_high"))
+    sign = "+z"
+    verdict = f"no clear difference from {other} ({mean:+z.2f} points, "
+    if not low <= 0 <= high and abs(mean) >= 0.005:
+        sign = ""
+        verdict = f"{abs(mean):.2f} points {'above' if mean > 0 else 'below'} {other} ("
         low, high = sorted([abs(low), abs(high)])
-        evidence = f"95% interval {low:.2f} to {high:.2f}, {evidence}"
-    where = "above" if mean > 0 else "below"
-    return f"{subject}: {abs(mean):.2f} points {where} {other} ({evidence})"
+    evidence = utils.plural(row[seeds], "seed")
+    if low <= high:
+        evidence = f"95% interval {low:{sign}.2f} to {high:{sign}.2f}, {evidence}"
+    else:
+        evidence += ", too few for an interval"
+    place = f"At {as_percent(row['weights_remaining'])} of the weights, {row['curve']}"
+    return f"{place}: {verdict}{evidence})"
 
 
 def as_percent(number):
@@ -692,18 +631,15 @@ def as_latex(table, baseline):
     Small print and narrow gaps make them fit a page.
     """
     place = "-".join(table[["arch_type", "dataset"]].iloc[0])
-    table = table.assign(weights=table["weights_remaining"].map(as_percent))
     tables = []
-    for name in COLUMNS:
-        if table[name].isna().all():
-            continue
-        cells = as_cells(table, ["curve", "weights"], [name]).map(as_tex)
-        columns = cells.index.nlevels + cells.shape[1]
+    for name in table[[*COLUMNS]].dropna(axis="columns", how="all"):
+        cells = as_cells(table, [name], ["curve", "weights"]).map(as_tex)
+        numbers = "r" * (cells.index.nlevels - 1 + cells.shape[1])
         styler = cells.style.format_index(as_tex, axis=0).format_index(as_tex, axis=1)
         text = styler.to_latex(
             caption=as_tex(caption(table, baseline, [name])),
             label=f"tab:{place}-{name}",
-            column_format=r"@{\hspace{6pt}}".join(["@{}l", *"r" * (columns - 1)]) + "@{}",
+            column_format=r"@{\hspace{6pt}}".join(["@{}l", *numbers]) + "@{}",
             hrules=True,
             multirow_align="naive",
             position_float="centering",
@@ -722,53 +658,50 @@ def as_tex(text):
 def caption(table, baseline, columns):
     """Return what a table with some of COLUMNS shows, as sentences."""
     titles = "; ".join(COLUMNS[name] for name in columns)
-    sentences = [f"{' on '.join(table.iloc[0, :2])}: {titles}."]
-    trials = table["trials"]
-    over = "seeds" if trials.nunique() > 1 else utils.plural(trials.max(), "seed")
-    sentences.append("One seed." if over == "1 seed" else f"Mean ± standard deviation over {over}.")
+    seeds = "seeds"
+    if table["trials"].nunique() == 1:
+        seeds = utils.plural(table["trials"].iloc[0], "seed")
+    sentences = [
+        f"{' on '.join(table.iloc[0, :2])}: {titles}.",
+        "One seed." if seeds == "1 seed" else f"Mean ± standard deviation over {seeds}.",
+    ]
     if table["pairs"].any():
         text = f"Differences from the baseline, {baseline}, are paired by seed"
         if table["pairs"].max() >= 3:
             text += ", with 95% confidence intervals (t distribution) for three or more seeds"
         sentences.append(f"{text}.")
-    if "earlystop" in columns and table["earlystop_bound"].eq(">= ").any():
+    if "earlystop" in columns and table["earlystop_bound"].any():
         sentences.append(
-            ">=: at least one seed stopped early at its last evaluation, so its rounds may be too "
-            "short."
-        )
-    unknown = table.loc[table["earlystop_at_end"].isna(), "curve"].unique()
-    if "earlystop" in columns and len(unknown):
-        sentences.append(
-            f"?: the log of {', '.join(unknown)} is incomplete, so it is not known whether early "
-            "stopping was at the last evaluation."
+            ">=: a lower bound, because a seed stopped early at its last evaluation, so that its "
+            "rounds may be too short, or because its log is incomplete."
         )
     return " ".join(sentences)
 
 
-def as_cells(table, names, columns):
+def as_cells(table, columns, names=("weights", "round", "curve")):
     """Return the cells of a table, a DataFrame of texts whose headers have two lines.
 
-    `names` are the columns that name a row, `columns` some of COLUMNS.
+    `columns` are some of COLUMNS, and `names` the columns that name a row.
     """
-    import pandas as pd
-
-    if table["trials"].nunique() > 1:
-        names = [*names, "seeds"]
-    table = table.rename(columns={"trials": "seeds"})
+    percents = table["weights_remaining"].map(as_percent)
+    table = table.rename(columns={"trials": "seeds"}).assign(weights=percents)
+    names = [*names, "seeds"] if table["seeds"].nunique() > 1 else [*names]
     rows = table.to_dict("records")
     headers = []
     cells = []
     for name in columns:
-        first, second = two_lines(COLUMNS[name])
+        first, _, second = textwrap.fill(COLUMNS[name], LINE).partition("\n")
         # pandas would leave out a first line that is that of the column before.
         headers.append((first + " " * (len(headers) % 2), second))
         cells.append([mean_text(row, name) for row in rows])
         if table["pairs"].any() and table[name].notna().any():
             headers.append(("difference from", "the baseline"))
             cells.append([difference_text(row, name) for row in rows])
-    index = pd.MultiIndex.from_frame(table[names].astype(str))
-    headers = pd.MultiIndex.from_tuples(headers)
-    return pd.DataFrame(zip(*cells, strict=True), index=index, columns=headers)
+    return pd.DataFrame(
+        zip(*cells, strict=True),
+        index=pd.MultiIndex.from_frame(table[names].astype(str)),
+        columns=pd.MultiIndex.from_tuples(headers),
+    )
 
 
 def mean_text(row, name):
@@ -776,31 +709,23 @@ def mean_text(row, name):
     mean, std = row[name], row[f"{name}_std"]
     if math.isnan(mean):
         return "-"
-    digits = DIGITS[name]
     bound = row.get(f"{name}_bound", "")
-    text = f"{bound}{mean:.{digits}f}"
-    return text if math.isnan(std) or bound == ">= " else f"{text} ± {std:.{digits}f}"
+    text = f"{bound}{mean:.{DIGITS[name]}f}"
+    return text if bound or math.isnan(std) else f"{text} ± {std:.{DIGITS[name]}f}"
 
 
 def difference_text(row, name):
     """Return the difference of one of COLUMNS from the baseline, and its interval, as text."""
     mean, low, high = (row[f"{name}_difference{part}"] for part in ("", "_low", "_high"))
-    if math.isnan(mean):
-        return "-"
-    if row["same"]:
-        return "same"
+    if math.isnan(mean) or row["same"]:
+        return "-" if math.isnan(mean) else "same"
     digits = DIGITS[name]
     text = f"{row.get(f'{name}_difference_bound', '')}{mean:+z.{digits}f}"
-    if not math.isnan(low):
+    if low <= high:
         text += f" [{low:+z.{digits}f}, {high:+z.{digits}f}]"
-    few = row["pairs"] < row["seeds"]
-    return f"{text} ({utils.plural(row['pairs'], 'seed')})" if few else text
-
-
-def two_lines(title):
-    """Split a title into the two lines of a header."""
-    first, _, second = textwrap.fill(title, LINE).partition("\n")
-    return first, second
+    if row["pairs"] < row["seeds"]:
+        text += f" ({utils.plural(row['pairs'], 'seed')})"
+    return text
 
 
 # ---- The figures of a run ------------------------------------------------------------------------
@@ -808,186 +733,223 @@ def two_lines(title):
 
 def draw_run(files):
     """Draw the figure over all rounds of a run, and the figures of single rounds if missing."""
-    curve = own_name(files, read_settings(files))
-    runs = read_run(files).assign(curve=curve, seed=files.seed)
-    for round_ in runs["round"]:
-        if not files.figure(f"LossVsAccuracy_{round_}").exists():
-            draw_round(files, curve, round_)
-    plot_columns(files.figure("AccuracyVsWeights"), runs, ["bestaccuracy"], files.title)
+    runs, log = read_runs([files])
+    for round_, curve in zip(runs["round"], runs["curve"], strict=True):
+        path = files.figure(f"LossVsAccuracy_{round_}")
+        if not path.exists():
+            title = f"{curve}, {files.title}, round {round_}"
+            draw_round(path, log[log["round"] == round_], title)
+    path = files.figure("AccuracyVsWeights")
+    plot_columns(path, summary(runs, None), ["bestaccuracy"], files.title)
 
 
-def draw_round(files, curve, round_):
-    """Draw a round's training losses and test accuracies against the epoch."""
-    losses = utils.read_array(files.array(f"all_loss_{round_}"))
-    log = read_log(files.log)
-    rows = log[log["round"] == round_]
-    # Iterations per epoch, from an evaluation at the end of one; others give less.
-    steps = (rows["iteration"] / rows["epoch"]).max()
-    epochs = rows["iteration"] / steps
-    end = epochs.iloc[-1]  # the last epoch may be incomplete
-    loss_points = [(min(epoch, end), loss) for epoch, loss in enumerate(losses, start=1)]
-    accuracy_points = list(zip(epochs, rows["test_accuracy"], strict=True))
-    remaining = rows["weights_remaining"].iloc[-1]
-    title = f"{curve}, {files.title}\nround {round_}, {remaining:.2f}% of the weights"
-    plot_round(files.figure(f"LossVsAccuracy_{round_}"), loss_points, accuracy_points, title)
+def draw_round(path, rows, title):
+    """Draw the losses and accuracies of a round, given its evaluations.
 
-
-def plot_round(path, losses, accuracies, title):
-    """Plot a round's training losses and test accuracies, two lists of (epochs, value)."""
-    with figure(path, rows=2) as ((above, below), _):
-        above.set_title(title)
-        for axes, points in ((above, losses), (below, accuracies)):
-            marker = "o" if len(points) <= 30 else None
-            axes.plot(*zip(*points, strict=True), marker=marker)
-        above.set_ylabel("training loss")
-        below.set(xlabel="epoch", ylabel="test accuracy (%)")
-        below.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-
-
-def plot_columns(path, runs, columns, title, shared=False):
-    """Plot some of COLUMNS against the percentage of weights remaining, with a panel for each.
-
-    `runs` has a row per round and run, and the columns of read_runs.
+    Marks show the ones that are reported.
     """
-    many = runs["curve"].nunique() > MANY_CURVES
-    err_style = "bars" if many or len(columns) > 1 else "band"
-    with figure(path, rows=len(columns), wide=many, shared=shared) as (panels, sns):
+    best = pd.Series(utils.best(rows.to_dict("records")))
+    early_stop = rows.loc[rows["val_loss"].idxmin()]
+    # The mean loss of an epoch's first iterations is noisier than that of all of them.
+    epochs = rows[rows["epoch"] != rows["epoch"].shift(-1)]
+    title += (
+        f" ({as_percent(best['weights_remaining'])})\n"
+        f"test accuracy {best['test_accuracy']:.2f}% at best validation"
+    )
+
+    with figure(path, title, rows=2) as (above, below):
+        for axes, points, name, label, style in (
+            (above, epochs, "train_loss", "training", "C7:"),
+            (above, rows, "val_loss", "validation", "C1--"),
+            (below, rows, "val_accuracy", "validation", "C1--"),
+            (below, rows, "test_accuracy", "test", "C0-"),
+        ):
+            marker = "o" if len(points) <= 30 else None
+            axes.plot(points["iteration"], points[name], style, marker=marker, label=label)
+        for axes, row, name, label, style in (
+            (above, early_stop, "val_loss", "early stopping", "kv"),
+            (below, best, "val_accuracy", "best validation", "k*"),
+            (below, best, "test_accuracy", "best validation", "k*"),
+        ):
+            axes.plot(row["iteration"], row[name], style, markersize=8, label=label, zorder=3)
+        positive = (rows[["train_loss", "val_loss"]] != 0).all(axis=None)
+        above.set(ylabel="loss", yscale="log" if positive else "linear")
+        below.set_ylabel("accuracy (%)")
+        set_iteration_axis(below)
+
+
+def plot_columns(path, table, columns, title, names=None, baseline=None, shared=False):
+    """Plot some columns of a summary against weights remaining, with a panel for each.
+
+    `names` maps curves to other names for the legend.
+    """
+    looks = styles(table["curve"])
+    lines = references(table, baseline, looks)
+    many = len(looks) > MANY_CURVES
+    with figure(path, title, rows=len(columns), wide=many, shared=shared) as panels:
         for axes, column in zip(panels, columns, strict=True):
-            first = axes is panels[0]
-            plot_curves(axes, sns, runs, column, err_style=err_style, legend=first)
-            if column == "earlystop":
-                mark_last_evaluations(axes, runs)
-        legend_above(panels[0], with_seeds(runs), title, ncols=1 + many)
+            plot_curves(axes, table, column, looks, names or {})
+            y, label, colour = lines[column]
+            axes.axhline(y, color=colour, linestyle=":", label=label, zorder=0)
+            axes.set_ylabel(textwrap.fill(TITLES[column], LINE))
+        set_percent_axis(axes, table["weights_remaining"])
+
+
+def plot_curves(axes, table, column, looks, names):
+    """Plot a column of a summary, with bars from its low to its high end, side by side.
+
+    Means that are bounds are open triangles.
+    """
+    low, high = ("_low", "_high") if column in FIGURES["differences"] else ("_min", "_max")
+    shift = (table["curve"].factorize()[0] + 0.5) / len(looks) - 0.5
+    table = table.assign(
+        x=table["weights_remaining"] * SIDE_BY_SIDE**shift, bound=table.get(f"{column}_bound", "")
+    )
+    table = table[table["x"] > 0]  # a logarithmic axis has no 0
+    for curve, rows in table.groupby("curve", sort=False):
+        if rows[column].notna().any():
+            look = looks[curve] | {"markevery": list(rows["bound"] == "")}
+            axes.plot(rows["x"], rows[column], label=names.get(curve, curve), **look)
+            axes.vlines(rows["x"], rows[column + low], rows[column + high], look["color"])
+    for bound, (marker, meaning) in BOUNDS.items():
+        points = table[table["bound"] == bound]
+        colours = [looks[curve]["color"] for curve in points["curve"]]
+        if colours:
+            axes.scatter(points["x"], points[column], marker=marker, edgecolors=colours, **OPEN)
+            axes.scatter([], [], marker=marker, edgecolors="grey", label=meaning, **OPEN)
+
+
+def references(table, baseline, looks):
+    """Return the dotted line of each column: its height, label and colour.
+
+    It is the dense network of the baseline, or of the first curve if there is none.
+    """
+    curve = baseline or table["curve"].iloc[0]
+    dense = table[(table["curve"] == curve) & (table["round"] == 0)]
+    dense = dense.assign(earlystop=dense["earlystop"].where(dense["earlystop_bound"] == ""))
+    colour = looks[curve]["color"]
+    lines = {column: (dense[column].mean(), "dense", colour) for column in COLUMNS}
+    dataset = table["dataset"].iloc[0]
+    if dataset in archs.datasets():  # its folder may have been deleted
+        lines["untrained"] = (100 / archs.facts(dataset).CLASSES, "chance", "grey")
+    return lines | dict.fromkeys(FIGURES["differences"], (0, baseline, colour))
 
 
 # ---- The figures of several runs -----------------------------------------------------------------
 
 
-def draw_experiment(args, runs, log):
+def draw_experiment(args, table, log, baseline):
     """Draw all figures for an architecture on a dataset, and print their paths.
 
-    `runs` is that of read_runs, and `log` has the evaluations of the rounds whose training is
-    drawn.
+    `table` is a summary, and `log` has the evaluations of the rounds whose training is drawn.
     """
-    arch_type, dataset = runs[["arch_type", "dataset"]].iloc[0]
+    arch_type, dataset = table[["arch_type", "dataset"]].iloc[0]
     title = f"{arch_type}, {dataset}"
-
-    def path_of(name):
-        return Path(args.figures, f"{name}_{arch_type}_{dataset}.{args.format}")
-
-    print(f"{title}: {describe(runs)}")
+    place = f"{arch_type}_{dataset}.{args.format}"
+    print(f"{title}:")
     for name, columns in FIGURES.items():
-        complete = runs.dropna(subset=columns)
-        if complete.empty:
+        columns = [column for column in columns if table[column].notna().any()]
+        if not columns:
             continue
-        path = path_of(name)
-        plot_columns(path, complete, columns, title, shared=True)
-        content = ", ".join(COLUMNS[column].removesuffix(" (%)") for column in columns)
-        print(f"{path}: {content}; {OVER_SEEDS}")
+        counts, *spread = ("trials", "range", 2)
+        if name == "differences":
+            counts, *spread = ("pairs", "95% interval", 3)
+        content, names = over_seeds(table.set_index("curve")[counts], *spread)
+        path = Path(args.figures, f"{name}_{place}")
+        plot_columns(path, table, columns, f"{title}: {content}", names, baseline, shared=True)
+        print(f"{path}: {', '.join(TITLES[column] for column in columns)}; {content}")
 
     if not log.empty:
-        path = path_of("training")
-        plot_training(path, log, title)
-        rounds = ", ".join(map(str, sorted(log["round"].unique())))
-        print(
-            f"{path}: test accuracy during training (rounds {rounds}), {OVER_SEEDS}; "
-            f"each point is the mean over 1/{TRAINING_POINTS} of the longest round"
-        )
+        path = Path(args.figures, f"training_{place}")
+        notes = plot_training(path, log, title)
+        print("; ".join([f"{path}: test accuracy during training", *notes]))
+        missing = sorted(set(table["curve"]).difference(log["curve"]))
+        if missing:
+            warn(f"not in {path}, because the log has none of its rounds: {'; '.join(missing)}")
 
 
-def describe(runs):
-    """Return how many rounds and seeds each curve has."""
-    parts = []
-    for curve, group in runs.groupby("curve", sort=False):
-        lengths = group.groupby("seed").size()
-        rounds = " to ".join(map(str, sorted({lengths.min(), lengths.max()})))
-        seeds = utils.plural(len(lengths), "seed")
-        parts.append(f"{curve} with {utils.plural(rounds, 'round')} and {seeds}")
-    return "; ".join(parts)
+def over_seeds(seeds, spread, needed):
+    """Return what a figure shows, such as "mean and range, 3 seeds", and names for its legend.
 
-
-def mark_last_evaluations(axes, runs):
-    """Open the markers of early-stopping iterations that are a seed's last evaluation."""
-    groups = runs.groupby(["curve", "round"], sort=False)
-    means = groups[["weights_remaining", "earlystop"]].mean()
-    at_end = groups["earlystop_at_end"].sum() > 0
-    found = styles(runs["curve"])
-    for curve, points in means[at_end].groupby("curve"):
-        colour, marker, _ = found[curve]
-        axes.plot(
-            points["weights_remaining"],
-            points["earlystop"],
-            linestyle="none",
-            color=colour,
-            marker=marker,
-            markerfacecolor="white",
-        )
-    if at_end.any():
-        label = "open: a seed's last evaluation"
-        axes.plot([], [], "o", color="grey", markerfacecolor="white", label=label)
+    `seeds` has numbers of seeds by curve. If curves differ in them, they are in the names. `spread`
+    is what bars show of at least as many seeds as are `needed`.
+    """
+    ends = seeds[seeds > 0].groupby(level="curve", sort=False).agg(["min", "max"])
+    texts = {
+        curve: utils.plural(low if low == high else f"{low} to {high}", "seed")
+        for curve, low, high in ends.itertuples()
+    }
+    statistic = f"mean and {spread}" if seeds.max() >= needed else "mean"
+    text, *others = set(texts.values())
+    if others:
+        return f"{statistic} over seeds", {curve: f"{curve} ({texts[curve]})" for curve in texts}
+    return text if text == "1 seed" else f"{statistic}, {text}", {}
 
 
 def plot_training(path, rows, title):
     """Plot test accuracy during training as in the paper's Figure 3, with a panel per curve.
 
     `rows` has evaluations as read_runs returns them. Those within 1/TRAINING_POINTS of the longest
-    round are drawn as one point, at the mean of their iterations.
+    round are drawn as one point, at the mean of their iterations. Returns notes on what is drawn.
     """
+    import seaborn as sns
+
     width = max(1, rows["iteration"].max() / TRAINING_POINTS)
     rows = rows.assign(part=(rows["iteration"] / width).apply(math.ceil))
-    rows = rows.groupby(["curve", "seed", "round", "part"], sort=False)[[*LOGGED[1:]]].mean()
-    rows = rows.reset_index()
+    groups = rows.groupby(["curve", "seed", "round", "part"], sort=False)
+    notes = []
+    if groups.size().max() > 1:
+        notes.append(f"each point is the mean over 1/{TRAINING_POINTS} of the longest round")
+    rows = groups[["iteration", "weights_remaining", "test_accuracy"]].mean().reset_index()
     # The last part of an unfinished round may have fewer evaluations than that of other seeds.
-    parts = rows.groupby(["curve", "round", "part"])
-    rows["iteration"] = parts["iteration"].transform("mean")
-    labels = round_labels(rows)
-    rows["remaining"] = rows["round"].map(labels)
-    names = with_seeds(rows)
+    rows["iteration"] = rows.groupby(["curve", "round", "part"])["iteration"].transform("mean")
+    rows["remaining"] = round_labels(rows)
+    labels = rows.sort_values("weights_remaining", ascending=False)["remaining"].unique()
     # The first evaluations, far below the others, would leave no room for the differences.
-    limits = (rows["test_accuracy"].quantile(0.03) - 0.1, rows["test_accuracy"].max() + 0.1)
+    low, high = rows["test_accuracy"].quantile([0.03, 1])
+    margin = 0.05 * (high - low) + 0.01
+    outside = (rows["test_accuracy"] < low - margin).mean()
+    if outside:
+        notes.append(f"{100 * outside:.2g}% of the points are below {low - margin:.4g}%")
 
-    with figure(path, rows=len(names), shared=True) as (panels, sns):
-        for axes, (curve, name) in zip(panels, names.items(), strict=True):
-            points = rows[rows["curve"] == curve]
-            longest = points.groupby(["seed", "round"]).size().max()
-            marker = "o" if longest <= 10 else None  # a line of one point is invisible
+    seeds = rows.groupby(["curve", "round"], sort=False)["seed"].nunique()
+    content, names = over_seeds(seeds.droplevel("round"), "range", 2)
+    title += f": {content}\nweights remaining"
+    with figure(path, title, rows=rows["curve"].nunique(), shared=True) as panels:
+        for axes, (curve, points) in zip(panels, rows.groupby("curve", sort=False), strict=True):
             sns.lineplot(
                 points,
                 x="iteration",
                 y="test_accuracy",
                 hue="remaining",
-                hue_order=list(labels.values()),
-                errorbar=spread,
-                marker=marker,
-                legend=axes is panels[0],
+                hue_order=labels,
+                palette="viridis_r",
+                errorbar=("pi", 100),
+                # A line of one point would be invisible.
+                marker="o" if points["part"].nunique() <= 10 else None,
                 ax=axes,
             )
-            axes.set_title(textwrap.fill(name, 44))
-            axes.set(xlabel="iteration", ylabel="test accuracy (%)", ylim=limits)
-        legend_above(panels[0], {}, f"{title}: weights remaining (%)", ncols=4)
+            axes.get_legend().remove()
+            axes.set_title(textwrap.fill(names.get(curve, curve), 40))
+            axes.set(ylabel="test accuracy (%)", ylim=(low - margin, high + margin))
+        set_iteration_axis(axes, notes)
+    return notes
 
 
 def round_labels(rows):
-    """Return the legend's text for each round: the percentage of weights remaining."""
-    remaining = rows.groupby("round")["weights_remaining"].agg(["min", "max", "mean"])
-    texts = {}
-    for round_, low, high, mean in remaining.itertuples():
-        # With global pruning, runs may keep a few weights more or less.
-        same = math.isclose(low, high, rel_tol=EQUAL_DENSITY)
-        texts[round_] = f"{mean:.3g}" if same else "differs"
-    labels = {}
-    for round_, text in texts.items():
-        ambiguous = text == "differs" or list(texts.values()).count(text) > 1
-        labels[round_] = f"{text} (round {round_})" if ambiguous else text
-    return labels
+    """Return the percentage of weights remaining as text, with the round if it is ambiguous."""
+    percents = rows.groupby(["curve", "round"])["weights_remaining"].transform("mean")
+    labels = percents.map(as_percent)
+    ambiguous = rows["round"].groupby([rows["curve"], labels]).transform("nunique") > 1
+    return labels.mask(ambiguous, labels + " (round " + rows["round"].astype(str) + ")")
 
 
 # ---- The look of figures -------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def figure(path, rows=1, wide=False, shared=False):
-    """Yield the axes of a figure, one per row, and seaborn; write the figure at the end.
+def figure(path, title, rows=1, wide=False, shared=False):
+    """Yield the axes of a figure, one per row; add a legend with a title, and write the figure.
 
     It is as wide as a paper's column, or as its page. Several processes may write a `shared` figure
     at once.
@@ -996,111 +958,77 @@ def figure(path, rows=1, wide=False, shared=False):
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style = sns.axes_style("ticks") | sns.plotting_context("paper")
-    fonts = {"pdf.fonttype": 42, "svg.fonttype": "none"}  # embedded, and text instead of outlines
-    with rc_context(style | fonts), sns.color_palette("colorblind"):
-        size = (7.0, 1.2 + 2.4 * rows) if wide else (3.5, 1.2 + 1.4 * rows)
+    style = sns.axes_style("ticks") | sns.plotting_context("paper") | STYLE
+    with rc_context(style), sns.color_palette("colorblind"):
+        size = (6.9, 1 + 2.2 * rows) if wide else (3.3, 0.6 + 1.6 * rows)
         fig = Figure(figsize=size, layout="constrained")
-        yield fig.subplots(rows, sharex=True, squeeze=False)[:, 0], sns
+        panels = fig.subplots(rows, sharex=True, squeeze=False)[:, 0]
+        yield panels
+        handles = {}
+        for axes in panels:
+            found, labels = axes.get_legend_handles_labels()
+            handles |= dict(zip((textwrap.fill(text, 44) for text in labels), found, strict=True))
+        fig.legend(
+            handles.values(),
+            handles,
+            title="\n".join(textwrap.fill(line, 44) for line in title.splitlines()),
+            ncols=max(1, (116 if wide else 56) // (10 + max(map(len, handles)))),
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1),
+        ).get_title().set_multialignment("center")
         sns.despine(fig)
-        options = {"format": path.suffix.removeprefix("."), "dpi": 300}
+        # The legend is outside: "tight" enlarges the figure by it, and the panels keep their size.
+        options = {
+            "format": path.suffix.removeprefix("."),
+            "dpi": 300,
+            "bbox_inches": "tight",
+            "pad_inches": 0.03,
+        }
         utils.write(path, lambda file: fig.savefig(file, **options), shared=shared)
     fig.clear()  # reference cycles would keep each figure's pixels in memory
 
 
-def with_seeds(runs):
-    """Return the name of each curve with its number of seeds, such as {"lt": "lt (3 seeds)"}."""
-    seeds = runs.groupby("curve", sort=False)["seed"].nunique()
-    return {curve: f"{curve} ({utils.plural(n, 'seed')})" for curve, n in seeds.items()}
-
-
-def legend_above(axes, texts, title, ncols=1):
-    """Move the legend of some axes above all panels, where it covers no curve.
-
-    `texts` maps labels to the texts to show. Labels without one are shown as they are.
-    """
-    handles, labels = axes.get_legend_handles_labels()
-    shown = [textwrap.fill(texts.get(label, label), 44) for label in labels]  # a column's width
-    axes.get_legend().remove()
-    fig = axes.figure
-    fig.legend(handles, shown, title=title, ncols=ncols, loc="outside upper center")
-    lines = sum(1 + text.count("\n") for text in shown)
-    height = 0.2 * (1 + math.ceil(lines / ncols))  # inches, with the title
-    fig.set_figheight(fig.get_figheight() + height)  # the panels keep theirs
-
-
-def plot_curves(axes, sns, runs, column, **options):
-    """Plot one of COLUMNS against the percentage of weights remaining, with means and ranges.
-
-    With global pruning, seeds may keep a few weights more or less in a round, so all of them are
-    drawn at their mean percentage.
-    """
-    names = runs["curve"]
-    percents = runs.groupby([names, "round"])["weights_remaining"].transform("mean")
-    percents = percents.replace(0, np.nan)  # a logarithmic axis has no 0
-    colours, markers, dashes = {}, {}, {}
-    for name, style in styles(names).items():
-        colours[name], markers[name], dashes[name] = style
-    sns.lineplot(
-        x=percents,
-        y=runs[column],
-        hue=names,
-        palette=colours,
-        style=names,
-        markers=markers,
-        dashes=dashes,
-        errorbar=spread,
-        ax=axes,
-        **options,
-    )
-    axes.set_ylabel(textwrap.fill(COLUMNS[column], LINE))
-    if not percents.isna().all():
-        set_percent_axis(axes, percents)
-
-
-def spread(values):
-    """Return minimum and maximum of a Series, and its mean if rounding puts that outside."""
-    mean = values.mean()
-    return min(values.min(), mean), max(values.max(), mean)
-
-
 def styles(curves):
-    """Return the colour, marker and dashes of each curve, {curve: (colour, marker, dashes)}.
+    """Return the colour, marker and dashes of each curve, {curve: matplotlib's arguments}.
 
-    The first curve of each of PRUNE_TYPES has those of its type, others get the next free ones.
+    The first curve of each of PRUNE_TYPES has the colour and marker of its type, others get the
+    next free ones. Dashes tell curves of the same type apart.
     """
-    first = {}
-    for curve in dict.fromkeys(curves):
-        first.setdefault(curve.partition(",")[0], curve)
-    numbers = {first[kind]: i for i, kind in enumerate(PRUNE_TYPES) if kind in first}
-    free = (number for number in itertools.count() if number not in numbers.values())
-    for curve in dict.fromkeys(curves):
-        if curve not in numbers:
-            numbers[curve] = next(free)
+    kinds = [curve.partition(",")[0] for curve in dict.fromkeys(curves)]
+    reserved = [number for number, kind in enumerate(PRUNE_TYPES) if kind in kinds]
+    free = (number for number in itertools.count() if number not in reserved)
     found = {}
-    for curve, i in numbers.items():
-        dashes = "" if i < len(COLOURS) else (2, 1)
-        found[curve] = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], dashes
+    for position, (curve, kind) in enumerate(zip(dict.fromkeys(curves), kinds, strict=True)):
+        before = kinds[:position].count(kind)
+        first = kind in PRUNE_TYPES and not before
+        number = PRUNE_TYPES.index(kind) if first else next(free)
+        found[curve] = {
+            "color": f"C{number}",  # matplotlib starts again after the last one
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": DASHES[before % len(DASHES)],
+        }
     return found
+
+
+def set_iteration_axis(axes, notes=()):
+    """Label an x axis of iterations, in thousands so that the numbers do not touch."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.set_xlabel("\n".join(["iteration", *notes]))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def set_percent_axis(axes, percents):
     """Make the x axis logarithmic, from 100% on the left, with readable ticks."""
-    from matplotlib.ticker import FormatStrFormatter, NullLocator
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
-    low = np.nanmin(percents)
-    high = np.nanmax(percents)
-    if low == high:  # an axis needs a width
-        axes.set_xlim(0.8 * low, 1.2 * high)
+    low, high = percents[percents > 0].agg(["min", "max"])
     axes.set(xscale="log", xlabel="weights remaining (%)")
     axes.xaxis.set_inverted(True)
-
-    ticks = np.unique(percents)
-    if high > 3 * low:
-        digits = (1, 2, 5) if high < 1000 * low else (1,)
-        ticks = [digit * 10.0**power for power in range(-6, 3) for digit in digits]
-        ticks = [tick for tick in ticks if low * 0.99 <= tick <= high]
-    axes.set_xticks(ticks)
+    locator = LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
+    axes.xaxis.set_major_locator(MaxNLocator(5) if high < 10 * low else locator)
+    if low == high:
+        axes.set_xticks([low])
     axes.xaxis.set_major_formatter(FormatStrFormatter("%.4g"))
     axes.xaxis.set_minor_locator(NullLocator())
 
@@ -1132,35 +1060,31 @@ def parse_args(argv=None):
         help="curve that differences are taken from (default: the only one of lt%(default).0s)")
     add("--format", default="png", choices=["png", "pdf", "svg"],
         help="file type of the figures")
-    add("--csv", type=utils.folder, metavar="FILE",
-        help="also write the table, with a row per curve and round (default: none%(default).0s)")
-    add("--raw", type=utils.folder, metavar="FILE",
-        help="also write a CSV file with a row per seed and round (default: none%(default).0s)")
-    add("--latex", type=utils.folder, metavar="FILE",
-        help="also write LaTeX tables of the rounds that are printed (default: none%(default).0s)")
+    for flag, content in (
+        ("--csv", "the table, with a row per curve and round"),
+        ("--raw", "a CSV file with a row per seed and round"),
+        ("--latex", "LaTeX tables of the rounds that are printed"),
+    ):
+        add(flag, type=utils.folder, metavar="FILE",
+            help=f"also write {content} (default: none%(default).0s)")
     # fmt: on
     args = parser.parse_args(argv)
-    args.columns = list(dict.fromkeys(args.columns))
     args.output_dir = args.output_dir or ["."]
     args.figures = args.figures or default_figures(parser, args.output_dir)
-    check_tables(parser, {name: getattr(args, name) for name in ("csv", "raw", "latex")})
+    check_tables(parser, [args.csv, args.raw, args.latex])
     return args
 
 
-def check_tables(parser, paths):
-    """Exit with status 2 if tables cannot be written to these paths, {flag: path or None}."""
-    places = set()
-    for name, text in paths.items():
-        if text is None:
-            continue
-        path = Path(text)
-        if path.is_dir():
-            parser.error(f"--{name}={path} is a folder; it must be a file")
-        if path.resolve() in places:
-            parser.error(f"--{name}={path} is the file of another table, too")
-        if path.is_file() and path.samefile("/dev/stdout"):
-            parser.error(f"--{name}={path} is the file that the output goes to; choose another one")
-        places.add(path.resolve())
+def check_tables(parser, tables):
+    """Exit with status 2 if tables cannot be written to these paths, which may be None."""
+    places = [Path(table).resolve() for table in tables if table]
+    for place in places:
+        output = place.is_file() and place.samefile("/dev/stdout")
+        if place.is_dir() or output or places.count(place) > 1:
+            parser.error(
+                f"{place} cannot hold a table: it is a folder, the file of the output, or that of "
+                "another table"
+            )
 
 
 def default_figures(parser, folders):

@@ -46,7 +46,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import archs
-import combine_plots
 import utils
 from archs import sparse
 
@@ -137,7 +136,7 @@ def new_run(args, model):
 def restore_results(run):
     """Restore the log, arrays and figures of a finished run, and say that it is finished."""
     utils.write_results(run.files, run.saved["state"]["rows"])
-    combine_plots.draw_run(run.files)
+    draw(run.files)
     utils.note_changes(
         f"{run.files.dumps} was finished before changes",
         run.saved["made_by"],
@@ -212,8 +211,15 @@ def train(args, state, data, run):
             run.checkpoint(now=state.iteration == end)
         utils.save_round(run, log)
     make_dense(state)
-    combine_plots.draw_run(run.files)
+    draw(run.files)
     run.checkpoint()  # a signal may have arrived since
+
+
+def draw(files):
+    """Draw the figures of a run."""
+    import combine_plots  # here, because its libraries take a second to import
+
+    combine_plots.draw_run(files)
 
 
 def first_iteration(args, state):

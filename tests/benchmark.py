@@ -677,7 +677,7 @@ def timed(owner, name, part):
     setattr(owner, name, run)
 timed(main, "evaluate", "evaluation")
 timed(utils, "save_round", "files, figures")
-timed(main.combine_plots, "draw_run", "files, figures")
+timed(main, "draw", "files, figures")
 timed(utils.Log, "add", "files, figures")
 timed(utils.Log, "__init__", "files, figures")
 timed(utils.Run, "checkpoint", "files, figures")
