@@ -192,7 +192,7 @@ def train(args, state, data, run):
     state.model.train()
     step = Step(args, state, data)
     step.speed_up()
-    with utils.Log(args, state, steps, end) as log:
+    with utils.Log(run, steps, end) as log:
         if state.iteration == first_iteration(args, state):
             log.add(measure(args, state, data, steps, end))  # of the untrained ticket
         while state.iteration < end:

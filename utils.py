@@ -954,12 +954,13 @@ class Log:
     that it has nothing from after the checkpoint that a run resumed from.
     """
 
-    def __init__(self, args, state, steps, end):
-        self.args = args
-        self.state = state
+    def __init__(self, run, steps, end):
+        self.run = run
+        self.args = args = run.args
+        self.state = state = run.state
         self.steps = steps
         self.end = end
-        self.files = Files(args)
+        self.files = run.files
         self.remaining = density(list(state.masks.values()))
         self.masks = checksum(snapshot(state.masks, copy=False).values())
         self.start_time = time.monotonic() - state.seconds
@@ -988,7 +989,7 @@ class Log:
             header = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
             self.events.write(header.SerializeToString())
             if self.state.round == 0:
-                self.add_summaries(0, settings_page(self.args))
+                self.add_summaries(0, settings_page(self.run))
             self.add_scalars(evaluations(self.state.rows[-1]))
             stack.pop_all()
         return self
@@ -1120,13 +1121,18 @@ def under_all_names(model, masks):
     return found
 
 
-def settings_page(args):
-    """Return TensorBoard's summaries of the settings."""
-    settings = {}
-    for name, value in vars(args).items():
-        if name not in MAY_CHANGE_ON_RESUME:
-            settings[name] = value if isinstance(value, (int, float, str)) else str(value)
-    return summary.hparams(settings, {"ticket/accuracy": 0.0, "ticket/weights_remaining": 0.0})
+def settings_page(run):
+    """Return TensorBoard's summaries of the prune type, the rate and flags without their default.
+
+    A page that names the columns is left out: TensorBoard would take that of the first run. So it
+    shows the flags of all runs, and those first in which they differ.
+    """
+    settings = {name: getattr(run.args, name) for name in ("prune_type", "prune_percent")}
+    for name, value in vars(run.args).items():
+        if name not in MAY_CHANGE_ON_RESUME and value != run.defaults.get(name):
+            settings[name] = value if isinstance(value, (int, float, str)) else as_flag(value)
+    _, *pages = summary.hparams(settings, {})
+    return pages
 
 
 def ticket_page(state, values):

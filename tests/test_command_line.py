@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 import archs
 import combine_plots
@@ -166,9 +167,23 @@ def test_tensorboard_shows_what_the_readme_says(output):
         shown = [event.value for event in events.Scalars(f"ticket/{tag}")]
         assert shown == pytest.approx(values), tag
     assert events.Histograms("surviving/1.weight")[3].histogram_value.num == round(235200 * 0.512)
-    assert any(b"prune_percent" in path.read_bytes() for path in folder.iterdir()), (
-        "the hyperparameters"
-    )
+
+
+def test_tensorboard_has_the_flags_without_their_default(small_args):
+    flags = {"prune_iterations": 1, "seed": 3, "augment": True, "lr_milestones": "9,10"}
+    main.main(small_args(**flags))
+    args = small_args(**flags, prune_type="reinit", masks_from="lt")
+    main.main(args)
+    expected = flags | {"prune_percent": 20, "end_iter": 2}
+    del expected["prune_iterations"]  # which may change on resume
+    for kind, others in (("lt", {}), ("reinit", {"masks_from": "lt"})):
+        events = EventAccumulator(str(utils.Files(args, kind).runs)).Reload()
+        page = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+        hparams = metadata.parse_session_start_info_plugin_data(page).hparams
+        shown = {name: getattr(value, value.WhichOneof("kind")) for name, value in hparams.items()}
+        assert shown == {"prune_type": kind} | expected | others
+        # TensorBoard would show the columns that the first run names.
+        assert metadata.EXPERIMENT_TAG not in events.Tags()["tensors"]
 
 
 def test_figures_are_of_column_width_and_of_print_resolution(output):
@@ -723,7 +738,9 @@ def test_the_time_to_go_follows_from_finished_rounds(small_args, capsys):
     }
     state.rows = [[row | {"seconds": 100.0}], [row | {"seconds": 140.0}], []]
     state.round, state.seconds = 2, 30.0
-    with utils.Log(small_args(prune_iterations=5), state, 20, 20):
+    run = utils.Run(small_args(prune_iterations=5))
+    run.state = state
+    with utils.Log(run, 20, 20):
         assert "about 05:30 to go" in capsys.readouterr().out
 
 
