@@ -304,8 +304,8 @@ def name_curves(recorded):
     for files, differing in settings.items():
         texts = {name: f"{name}={value}" for name, value in differing.items() if value != "False"}
         texts |= {name: name for name, value in differing.items() if value == "True"}
-        own = filter(None, [files.prune_type, recorded[files].get("masks")])
-        curves[files] = ", ".join([*own, *texts.values()])
+        parts = [files.prune_type, recorded[files].get("masks", ""), *texts.values()]
+        curves[files] = ", ".join(filter(None, parts))
 
     if any(settings.values()) and len({files.root for files in recorded}) == 1:
         names = "; ".join(dict.fromkeys(curves.values()))
@@ -801,7 +801,8 @@ def plot_curves(axes, table, column, looks, names):
     Means that are bounds are open triangles.
     """
     low, high = ("_low", "_high") if column in FIGURES["differences"] else ("_min", "_max")
-    shift = (table["curve"].factorize()[0] + 0.5) / len(looks) - 0.5
+    have_bars = (table[column + high] > table[column + low]).any()
+    shift = have_bars * ((table["curve"].factorize()[0] + 0.5) / len(looks) - 0.5)
     table = table.assign(
         x=table["weights_remaining"] * SIDE_BY_SIDE**shift, bound=table.get(f"{column}_bound", "")
     )
@@ -914,9 +915,11 @@ def plot_training(path, rows, title):
 
     seeds = rows.groupby(["curve", "round"], sort=False)["seed"].nunique()
     content, names = over_seeds(seeds.droplevel("round"), "range", 2)
-    title += f": {content}\nweights remaining"
-    with figure(path, title, rows=rows["curve"].nunique(), shared=True) as panels:
-        for axes, (curve, points) in zip(panels, rows.groupby("curve", sort=False), strict=True):
+    curves = rows.groupby("curve", sort=False)
+    with figure(
+        path, f"{title}: {content}\nweights remaining", rows=len(curves), shared=True
+    ) as panels:
+        for axes, (curve, points) in zip(panels, curves, strict=True):
             sns.lineplot(
                 points,
                 x="iteration",
@@ -938,8 +941,7 @@ def plot_training(path, rows, title):
 
 def round_labels(rows):
     """Return the percentage of weights remaining as text, with the round if it is ambiguous."""
-    percents = rows.groupby(["curve", "round"])["weights_remaining"].transform("mean")
-    labels = percents.map(as_percent)
+    labels = rows.groupby(["curve", "round"])["weights_remaining"].transform("mean").map(as_percent)
     ambiguous = rows["round"].groupby([rows["curve"], labels]).transform("nunique") > 1
     return labels.mask(ambiguous, labels + " (round " + rows["round"].astype(str) + ")")
 
