@@ -96,7 +96,7 @@ STYLE = {
     "svg.fonttype": "none",  # text instead of outlines
 }
 OPEN = {"s": 25, "facecolors": "white", "linewidths": 1, "zorder": 3}  # as triangles are
-SIDE_BY_SIDE = 1.06  # ratio of weights over which the bars of one density are spread
+SIDE_BY_SIDE = 0.02  # of the x axis, over which the bars of one density are spread
 MANY_CURVES = 6  # more need a figure as wide as a page
 TRAINING_POINTS = 50  # of a curve over a round; more would show the noise of evaluations
 EQUAL_DENSITY = 1e-3  # relative: with global pruning, runs may keep a few weights more or less
@@ -515,8 +515,8 @@ def summary(runs, baseline):
     whether all results of the pairs are equal.
     """
     pairs = with_differences(runs, baseline)
-    names = [*runs.columns[: runs.columns.get_loc("seed")], "round"]
-    groups = pairs.groupby(names, sort=False)
+    identity = runs.columns[: runs.columns.get_loc("seed")]
+    groups = pairs.groupby([*identity, "round"], sort=False)
     statistics = groups[[*COLUMNS]].agg(["mean", "std", "min", "max"])
     statistics.columns = ["_".join(levels).removesuffix("_mean") for levels in statistics.columns]
     table = groups.agg(
@@ -801,17 +801,19 @@ def plot_curves(axes, table, column, looks, names):
     Means that are bounds are open triangles.
     """
     low, high = ("_low", "_high") if column in FIGURES["differences"] else ("_min", "_max")
+    drawn = table.groupby("curve")[column].transform("count") > 0
+    table = table[drawn & (table["weights_remaining"] > 0)]  # a logarithmic axis has no 0
+    percents = table["weights_remaining"]
     have_bars = (table[column + high] > table[column + low]).any()
-    shift = have_bars * ((table["curve"].factorize()[0] + 0.5) / len(looks) - 0.5)
+    side = have_bars * ((table["curve"].factorize()[0] + 0.5) / table["curve"].nunique() - 0.5)
     table = table.assign(
-        x=table["weights_remaining"] * SIDE_BY_SIDE**shift, bound=table.get(f"{column}_bound", "")
+        x=percents * (percents.max() / percents.min()) ** (SIDE_BY_SIDE * side),
+        bound=table.get(f"{column}_bound", ""),
     )
-    table = table[table["x"] > 0]  # a logarithmic axis has no 0
     for curve, rows in table.groupby("curve", sort=False):
-        if rows[column].notna().any():
-            look = looks[curve] | {"markevery": list(rows["bound"] == "")}
-            axes.plot(rows["x"], rows[column], label=names.get(curve, curve), **look)
-            axes.vlines(rows["x"], rows[column + low], rows[column + high], look["color"])
+        look = looks[curve] | {"markevery": list(rows["bound"] == "")}
+        axes.plot(rows["x"], rows[column], label=names.get(curve, curve), **look)
+        axes.vlines(rows["x"], rows[column + low], rows[column + high], look["color"])
     for bound, (marker, meaning) in BOUNDS.items():
         points = table[table["bound"] == bound]
         colours = [looks[curve]["color"] for curve in points["curve"]]
@@ -852,9 +854,9 @@ def draw_experiment(args, table, log, baseline):
         columns = [column for column in columns if table[column].notna().any()]
         if not columns:
             continue
-        counts, *spread = ("trials", "range", 2)
-        if name == "differences":
-            counts, *spread = ("pairs", "95% interval", 3)
+        counts, *spread = (
+            ("pairs", "95% interval", 3) if name == "differences" else ("trials", "range", 2)
+        )
         content, names = over_seeds(table.set_index("curve")[counts], *spread)
         path = Path(args.figures, f"{name}_{place}")
         plot_columns(path, table, columns, f"{title}: {content}", names, baseline, shared=True)
@@ -883,7 +885,9 @@ def over_seeds(seeds, spread, needed):
     statistic = f"mean and {spread}" if seeds.max() >= needed else "mean"
     text, *others = set(texts.values())
     if others:
-        return f"{statistic} over seeds", {curve: f"{curve} ({texts[curve]})" for curve in texts}
+        # A line of a legend does not break within the number of seeds.
+        glued = {curve: text.replace(" ", "\N{NO-BREAK SPACE}") for curve, text in texts.items()}
+        return f"{statistic} over seeds", {curve: f"{curve} ({glued[curve]})" for curve in texts}
     return text if text == "1 seed" else f"{statistic}, {text}", {}
 
 
@@ -1025,12 +1029,12 @@ def set_percent_axis(axes, percents):
     from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = percents[percents > 0].agg(["min", "max"])
+    digits = (1, 2, 5) if high < 1000 * low else (1,)
+    locator = LogLocator(subs=digits) if high > 10 * low else MaxNLocator(5, steps=[1, 2, 5, 10])
     axes.set(xscale="log", xlabel="weights remaining (%)")
     axes.xaxis.set_inverted(True)
-    locator = LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
-    axes.xaxis.set_major_locator(MaxNLocator(5) if high < 10 * low else locator)
-    if low == high:
-        axes.set_xticks([low])
+    ticks = locator.tick_values(low, high)
+    axes.set_xticks([tick for tick in ticks if 0.99 * low <= tick <= 1.01 * high] or [low])
     axes.xaxis.set_major_formatter(FormatStrFormatter("%.4g"))
     axes.xaxis.set_minor_locator(NullLocator())
 

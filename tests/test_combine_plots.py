@@ -187,15 +187,17 @@ def panel(axes):
     dotted = [line for line in lines if line.get_transform() != axes.transData]
     bars = [bars for bars in axes.collections if isinstance(bars, LineCollection)]
     return {
-        "heading": axes.get_title(),
+        "heading": axes.get_title().replace("\N{NO-BREAK SPACE}", " "),
         "title": legend.get_title().get_text(),
-        "legend": [text.get_text() for text in legend.get_texts()],
+        "legend": [
+            text.get_text().replace("\N{NO-BREAK SPACE}", " ") for text in legend.get_texts()
+        ],
         "label": axes.get_ylabel().replace("\n", " "),
         "x": (axes.get_xscale(), axes.xaxis_inverted()),
         "y": axes.get_yscale(),
         "xlabel": axes.get_xlabel(),
-        "lines": {line.get_label(): points(line) for line in lines if line not in dotted},
-        "colours": {line.get_label(): line.get_color() for line in lines},
+        "lines": {name(line): points(line) for line in lines if line not in dotted},
+        "colours": {name(line): line.get_color() for line in lines},
         "dotted": {line.get_label(): line.get_ydata()[0] for line in dotted},
         "bars": [
             (*path.vertices[0], path.vertices[1][1])
@@ -212,6 +214,10 @@ def panel(axes):
         "range": axes.get_ylim(),
         "markers": {line.get_marker() for line in axes.lines},
     }
+
+
+def name(line):
+    return line.get_label().replace("\N{NO-BREAK SPACE}", " ")
 
 
 def points(line):
@@ -232,7 +238,7 @@ def test_early_stopping_is_drawn_as_in_the_papers_figure_4(experiment, figures):
     for index, panel in enumerate(panels):
         assert panel["x"] == ("log", True)
         lt, random = panel["lines"].values()
-        side = 1.06**0.25  # bars that do not cover each other
+        side = (100 / 80) ** (0.02 / 4)  # bars do not cover each other
         for line, values, shift in zip((lt, random), expected, (1 / side, side), strict=True):
             assert line == approx(zip([100 * shift, 80 * shift], values[index], strict=True))
         ends = sorted(trial[index][0] for trial in EARLY["lt"])
@@ -613,6 +619,14 @@ def test_legends_and_titles_are_whole_and_shrink_no_panel(name, tmp_path, monkey
     combine_plots.plot_training(tmp_path / "long.png", rows, name)
     combine_plots.plot_training(tmp_path / "short.png", rows.assign(curve="lt"), "title")
     assert sizes["long.png"][0] >= 0.99 * sizes["short.png"][0]
+
+
+def test_no_line_of_a_legend_ends_within_the_number_of_seeds():
+    seeds = pd.Series([3, 2], index=pd.Index(["lt, lr_milestones=10,20", "lt"], name="curve"))
+    _, names = combine_plots.over_seeds(seeds, "range", 2)
+    for width in range(15, 40):
+        lines = textwrap.wrap(names["lt, lr_milestones=10,20"], width)
+        assert lines[-1].endswith("(3\N{NO-BREAK SPACE}seeds)")
 
 
 # Runs with different settings
@@ -1212,11 +1226,10 @@ def test_the_figure_of_differences_has_the_intervals_of_the_table(tmp_path, figu
         "difference in test accuracy (points)",
         "difference in early- stopping iteration",
     ]
-    side = 1.06**0.25
     for panel, name in zip(panels, ("bestaccuracy", "earlystop"), strict=True):
         mean, low, high = interval(row, name)
-        assert panel["lines"] == {"reinit, own masks": approx([(100 * side, 0), (80 * side, mean)])}
-        assert panel["bars"] == approx([(100 * side, 0, 0), (80 * side, low, high)])
+        assert panel["lines"] == {"reinit, own masks": approx([(100, 0), (80, mean)])}
+        assert panel["bars"] == approx([(100, 0, 0), (80, low, high)])
         assert panel["dotted"] == {"lt": 0}
         assert panel["title"] == "fc1, mnist: mean and 95% interval, 3 seeds"
         assert panel["legend"] == ["reinit, own masks", "lt"]
@@ -1865,9 +1878,8 @@ def test_text_in_pdf_and_svg_stays_text(two_folders):
     assert pdf.startswith(b"%PDF")
     assert b"/FontFile2" in pdf, "the font is not embedded as TrueType"
     assert b"/Type3" not in pdf
-    assert (
-        ">lt, rewind_iter=500 (2 seeds)</text>" in (folder / "combined_fc1_mnist.svg").read_text()
-    )
+    svg = (folder / "combined_fc1_mnist.svg").read_text()
+    assert ">lt, rewind_iter=500 (2\N{NO-BREAK SPACE}seeds)</text>" in svg
 
 
 @pytest.mark.parametrize(
