@@ -211,6 +211,7 @@ def panel(axes):
             if isinstance(shape, PathCollection)
             for point in shape.get_offsets().tolist()
         ],
+        "marked": {name(line): line.get_markevery() for line in lines},
         "range": axes.get_ylim(),
         "markers": {line.get_marker() for line in axes.lines},
     }
@@ -953,11 +954,15 @@ def test_results_without_a_recorded_network_join_others(tmp_path, drawn):
     assert [name for name, _, _ in drawn["fc1_mnist"]] == ["lt", "lt"]
 
 
-def test_a_network_pruned_to_nothing_can_be_drawn(tmp_path):
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("percents", "drawn"), [([0.0], {}), ([100, 0.0], {"lt": [(100, 97)]})])
+def test_a_network_pruned_to_nothing_is_not_drawn(percents, drawn, tmp_path, figures):
+    """A logarithmic axis has no 0."""
     folder = tmp_path / "dumps/lt/fc1/mnist"
-    write_curve(folder, "lt", [97])
-    utils.write_array(folder / "lt_compression.dat", [0.0])
+    write_curve(folder, "lt", [97, 10][: len(percents)])
+    utils.write_array(folder / "lt_compression.dat", percents)
     combine(tmp_path)
+    assert figures["combined_fc1_mnist.png"][0]["lines"] == drawn
 
 
 @pytest.mark.parametrize("content", [None, "[]", '{"settings": '])
@@ -1280,6 +1285,9 @@ def test_bounds_are_triangles_and_unknown_differences_are_not_drawn(tmp_path, fi
     assert panel["legend"] == ["reinit, own masks", "lt", "at least", "at most"]
     drawn = [x for x, y in line if not math.isnan(y)]
     assert [point[0] for point in panel["triangles"]] == [drawn[2], drawn[3]]
+    assert panel["marked"]["reinit, own masks"] == [True, True, False, True, False], (
+        "the markers of bounds are triangles"
+    )
 
 
 def test_two_pairs_have_no_interval(tmp_path, capsys):
@@ -1340,13 +1348,14 @@ def test_experiments_without_the_named_baseline_have_their_only_curve_of_lt(two_
     assert last.startswith("At 80.0% of the weights, reinit, own masks: 2.00 points below lt (1")
 
 
-def test_a_difference_of_fewer_seeds_than_the_mean_says_so(tmp_path, capsys):
+def test_a_difference_of_fewer_seeds_than_the_mean_says_so(tmp_path, figures, capsys):
     for seed, accuracy in enumerate((89, 85)):
         write_run(tmp_path, "reinit", [90, accuracy], seed, end=2000)
     write_run(tmp_path, "lt", [90, 91], 1, end=2000)
     combine(tmp_path, "--columns", "bestaccuracy")
     *_, last = printed(capsys.readouterr().out)
     assert last == "reinit, own masks 2 87.00 ± 2.83 -6.00 (1 seed)"
+    assert figures["differences_fc1_mnist.png"][0]["title"] == "fc1, mnist: 1 seed"
 
 
 # What is printed
