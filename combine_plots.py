@@ -85,9 +85,10 @@ PRUNE_TYPES = (
     "lr_rewind",
     "finetune",
 )
-MARKERS = "osD^v<>PdpH"  # filled ones
+MARKERS = "osDPX<>pdH*"  # filled ones, without the triangles of BOUNDS
 DASHES = ["-", "--", "-.", (0, (4, 1, 1, 1, 1, 1))]
-BOUNDS = {">= ": ("^", "at least"), "<= ": ("v", "at most")}  # triangles point to the truth
+# Triangles that point to where the mean may be.
+BOUNDS = {">= ": ("^", "mean is at least"), "<= ": ("v", "mean is at most")}
 STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.2,
@@ -95,8 +96,8 @@ STYLE = {
     "pdf.fonttype": 42,  # embeds fonts
     "svg.fonttype": "none",  # text instead of outlines
 }
-OPEN = {"s": 25, "facecolors": "white", "linewidths": 1, "zorder": 3}  # as triangles are
-SIDE_BY_SIDE = 0.02  # of the x axis, over which the bars of one density are spread
+OPEN = {"s": 25, "facecolors": "none", "zorder": 3}  # triangles that do not hide each other
+SIDE_BY_SIDE = 0.02  # of the x axis, over which curves are spread so that bars are visible
 MANY_CURVES = 6  # more need a figure as wide as a page
 TRAINING_POINTS = 50  # of a curve over a round; more would show the noise of evaluations
 EQUAL_DENSITY = 1e-3  # relative: with global pruning, runs may keep a few weights more or less
@@ -587,16 +588,19 @@ def answers(table, baseline):
     no baseline, all curves are compared with their dense networks.
     """
     sentences = []
-    for curve, rows in table[table["round"] > 0].groupby("curve", sort=False):
+    for curve, rows in table.groupby("curve", sort=False):
         name, seeds, other = (
             ("bestaccuracy_gain", "trials", "the dense network")
             if baseline in (None, curve)
             else ("bestaccuracy_difference", "pairs", baseline)
         )
-        rows = rows[(rows[seeds] > 0) & (rows[seeds] == rows[seeds].max())]
-        if not rows.empty:  # the last round that most seeds have
-            sentences.append(textwrap.fill(answer(rows.iloc[-1], name, seeds, other), WIDTH))
-    return ["Differences in test accuracy at best validation:", *sentences] if sentences else []
+        rows = rows[(rows["round"] > 0) & (rows[seeds] > 0)]
+        text = f"{curve}: no round after the first can be compared with {other}"
+        if not rows.empty:  # the last round that has enough seeds for an interval, if possible
+            enough = rows[seeds] >= min(3, rows[seeds].max())
+            text = answer(rows[enough].iloc[-1], name, seeds, other)
+        sentences.append(textwrap.fill(text, WIDTH))
+    return ["Differences in test accuracy at best validation:", *sentences]
 
 
 def answer(row, name, seeds, other):
@@ -630,7 +634,6 @@ def as_latex(table, baseline):
 
     Small print and narrow gaps make them fit a page.
     """
-    place = "-".join(table[["arch_type", "dataset"]].iloc[0])
     tables = []
     for name in table[[*COLUMNS]].dropna(axis="columns", how="all"):
         cells = as_cells(table, [name], ["curve", "weights"]).map(as_tex)
@@ -638,7 +641,7 @@ def as_latex(table, baseline):
         styler = cells.style.format_index(as_tex, axis=0).format_index(as_tex, axis=1)
         text = styler.to_latex(
             caption=as_tex(caption(table, baseline, [name])),
-            label=f"tab:{place}-{name}",
+            label=f"tab:{'-'.join(table.iloc[0, :2])}-{name}",
             column_format=r"@{\hspace{6pt}}".join(["@{}l", *numbers]) + "@{}",
             hrules=True,
             multirow_align="naive",
@@ -672,8 +675,8 @@ def caption(table, baseline, columns):
         sentences.append(f"{text}.")
     if "earlystop" in columns and table["earlystop_bound"].any():
         sentences.append(
-            ">=: a lower bound, because a seed stopped early at its last evaluation, so that its "
-            "rounds may be too short, or because its log is incomplete."
+            ">=: a lower bound. At least one seed stopped early at its last evaluation (its rounds "
+            "may be too short), or its log is incomplete."
         )
     return " ".join(sentences)
 
@@ -767,13 +770,15 @@ def draw_round(path, rows, title):
             marker = "o" if len(points) <= 30 else None
             axes.plot(points["iteration"], points[name], style, marker=marker, label=label)
         for axes, row, name, label, style in (
-            (above, early_stop, "val_loss", "early stopping", "kv"),
+            (above, early_stop, "val_loss", "early stopping", "kD"),
             (below, best, "val_accuracy", "best validation", "k*"),
             (below, best, "test_accuracy", "best validation", "k*"),
         ):
-            axes.plot(row["iteration"], row[name], style, markersize=8, label=label, zorder=3)
-        positive = (rows[["train_loss", "val_loss"]] != 0).all(axis=None)
-        above.set(ylabel="loss", yscale="log" if positive else "linear")
+            axes.plot(row["iteration"], row[name], style, markersize=6, label=label, zorder=3)
+        above.set(
+            ylabel="loss",
+            yscale="log" if rows[["train_loss", "val_loss"]].min(axis=None) > 0 else "linear",
+        )
         below.set_ylabel("accuracy (%)")
         set_iteration_axis(below)
 
@@ -792,7 +797,7 @@ def plot_columns(path, table, columns, title, names=None, baseline=None, shared=
             y, label, colour = lines[column]
             axes.axhline(y, color=colour, linestyle=":", label=label, zorder=0)
             axes.set_ylabel(textwrap.fill(TITLES[column], LINE))
-        set_percent_axis(axes, table["weights_remaining"])
+        set_percent_axis(axes, table.dropna(subset=columns, how="all")["weights_remaining"])
 
 
 def plot_curves(axes, table, column, looks, names):
@@ -804,10 +809,9 @@ def plot_curves(axes, table, column, looks, names):
     drawn = table.groupby("curve")[column].transform("count") > 0
     table = table[drawn & (table["weights_remaining"] > 0)]  # a logarithmic axis has no 0
     percents = table["weights_remaining"]
-    have_bars = (table[column + high] > table[column + low]).any()
-    side = have_bars * ((table["curve"].factorize()[0] + 0.5) / table["curve"].nunique() - 0.5)
+    side = (table["curve"].factorize()[0] + 0.5) / table["curve"].nunique() - 0.5
     table = table.assign(
-        x=percents * (percents.max() / percents.min()) ** (SIDE_BY_SIDE * side),
+        x=percents / (percents.max() / percents.min()) ** (SIDE_BY_SIDE * side),
         bound=table.get(f"{column}_bound", ""),
     )
     for curve, rows in table.groupby("curve", sort=False):
@@ -819,7 +823,7 @@ def plot_curves(axes, table, column, looks, names):
         colours = [looks[curve]["color"] for curve in points["curve"]]
         if colours:
             axes.scatter(points["x"], points[column], marker=marker, edgecolors=colours, **OPEN)
-            axes.scatter([], [], marker=marker, edgecolors="grey", label=meaning, **OPEN)
+            axes.scatter([], [], marker=marker, edgecolors="black", label=meaning, **OPEN)
 
 
 def references(table, baseline, looks):
@@ -831,10 +835,10 @@ def references(table, baseline, looks):
     dense = table[(table["curve"] == curve) & (table["round"] == 0)]
     dense = dense.assign(earlystop=dense["earlystop"].where(dense["earlystop_bound"] == ""))
     colour = looks[curve]["color"]
-    lines = {column: (dense[column].mean(), "dense", colour) for column in COLUMNS}
+    lines = {column: (dense[column].mean(), f"{curve}, dense", colour) for column in COLUMNS}
     dataset = table["dataset"].iloc[0]
     if dataset in archs.datasets():  # its folder may have been deleted
-        lines["untrained"] = (100 / archs.facts(dataset).CLASSES, "chance", "grey")
+        lines["untrained"] = (100 / archs.facts(dataset).CLASSES, "chance", "black")
     return lines | dict.fromkeys(FIGURES["differences"], (0, baseline, colour))
 
 
@@ -880,6 +884,7 @@ def over_seeds(seeds, spread, needed):
     ends = seeds[seeds > 0].groupby(level="curve", sort=False).agg(["min", "max"])
     texts = {
         curve: utils.plural(low if low == high else f"{low} to {high}", "seed")
+        + (", no interval" if high < 3 <= seeds.max() and needed == 3 else "")
         for curve, low, high in ends.itertuples()
     }
     statistic = f"mean and {spread}" if seeds.max() >= needed else "mean"
@@ -895,7 +900,7 @@ def plot_training(path, rows, title):
     """Plot test accuracy during training as in the paper's Figure 3, with a panel per curve.
 
     `rows` has evaluations as read_runs returns them. Those within 1/TRAINING_POINTS of the longest
-    round are drawn as one point, at the mean of their iterations. Returns notes on what is drawn.
+    round are drawn as one point, at the mean of their iterations. Returns what is drawn, as texts.
     """
     import seaborn as sns
 
@@ -940,7 +945,7 @@ def plot_training(path, rows, title):
             axes.set_title(textwrap.fill(names.get(curve, curve), 40))
             axes.set(ylabel="test accuracy (%)", ylim=(low - margin, high + margin))
         set_iteration_axis(axes, notes)
-    return notes
+    return [content, *notes]
 
 
 def round_labels(rows):
@@ -977,7 +982,7 @@ def figure(path, title, rows=1, wide=False, shared=False):
         fig.legend(
             handles.values(),
             handles,
-            title="\n".join(textwrap.fill(line, 44) for line in title.splitlines()),
+            title="\n".join(textwrap.fill(line, 48) for line in title.splitlines()),
             ncols=max(1, (116 if wide else 56) // (10 + max(map(len, handles)))),
             loc="lower center",
             bbox_to_anchor=(0.5, 1),

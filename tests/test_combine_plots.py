@@ -194,6 +194,7 @@ def panel(axes):
         ],
         "label": axes.get_ylabel().replace("\n", " "),
         "x": (axes.get_xscale(), axes.xaxis_inverted()),
+        "ticks": [tick for tick in axes.get_xticks() if tick > 0],
         "y": axes.get_yscale(),
         "xlabel": axes.get_xlabel(),
         "lines": {name(line): points(line) for line in lines if line not in dotted},
@@ -234,17 +235,17 @@ def test_early_stopping_is_drawn_as_in_the_papers_figure_4(experiment, figures):
         "test accuracy at the end of training (%)",
     ]
     assert panels[0]["title"] == "fc1, mnist: mean and range over seeds"
-    assert panels[0]["legend"] == ["lt (2 seeds)", "random (1 seed)", "dense"]
+    assert panels[0]["legend"] == ["lt (2 seeds)", "random (1 seed)", "lt, dense"]
     expected = ([(600, 400), (96.5, 97.5), (97, 98)], [(600, 900), (95, 94), (96, 95)])
     for index, panel in enumerate(panels):
         assert panel["x"] == ("log", True)
         lt, random = panel["lines"].values()
         side = (100 / 80) ** (0.02 / 4)  # bars do not cover each other
-        for line, values, shift in zip((lt, random), expected, (1 / side, side), strict=True):
+        for line, values, shift in zip((lt, random), expected, (side, 1 / side), strict=True):
             assert line == approx(zip([100 * shift, 80 * shift], values[index], strict=True))
         ends = sorted(trial[index][0] for trial in EARLY["lt"])
         assert panel["bars"][0] == pytest.approx((lt[0][0], *ends))
-        assert panel["dotted"] == {"dense": pytest.approx(expected[0][index][0])}
+        assert panel["dotted"] == {"lt, dense": pytest.approx(expected[0][index][0])}
 
 
 def test_untrained_tickets_are_drawn(experiment, figures):
@@ -262,19 +263,21 @@ def test_a_dataset_that_was_deleted_has_no_chance(tmp_path, figures):
     write_run(tmp_path, "lt", [90, 91])
     (tmp_path / "dumps/lt/fc1/mnist").rename(tmp_path / "dumps/lt/fc1/letters")
     combine(tmp_path)
-    assert figures["untrained_fc1_letters.png"][0]["legend"] == ["lt", "dense"]
+    assert figures["untrained_fc1_letters.png"][0]["legend"] == ["lt", "lt, dense"]
 
 
 def test_the_dense_network_is_that_of_the_baseline(two_folders, figures):
     combine_all(two_folders, "--figures=f", "--baseline=lt, rewind_iter=500")
     (panel,) = figures["combined_fc1_mnist.png"]
-    assert panel["dotted"] == {"dense": 90.5}
-    assert panel["colours"]["dense"] == panel["colours"]["lt, rewind_iter=500 (2 seeds)"]
+    assert panel["dotted"] == {"lt, rewind_iter=500, dense": 90.5}
+    colours = panel["colours"]
+    assert colours["lt, rewind_iter=500, dense"] == colours["lt, rewind_iter=500 (2 seeds)"]
     write_curve(two_folders[1] / "dumps/lt/fc1/mnist", "lt", [80, 91])
     combine_all(two_folders, "--figures=f", "--baseline=lt, rewind_iter=0")
     (panel,) = figures["combined_fc1_mnist.png"]
-    assert panel["dotted"] == {"dense": 90.5}
-    assert panel["colours"]["dense"] == panel["colours"]["lt, rewind_iter=0 (2 seeds)"]
+    assert panel["dotted"] == {"lt, rewind_iter=0, dense": 90.5}
+    colours = panel["colours"]
+    assert colours["lt, rewind_iter=0, dense"] == colours["lt, rewind_iter=0 (2 seeds)"]
 
 
 def test_rounds_of_older_versions_are_not_drawn_in_the_figure_of_untrained_tickets(
@@ -327,7 +330,7 @@ def test_points_that_are_left_out_are_counted(tmp_path, figures, capsys):
     assert high - 98 == pytest.approx(0.05 * (98 - np.quantile(accuracies, 0.03)) + 0.01)
     note = f"2.5% of the points are below {low:.4g}%"
     assert panel["xlabel"] == f"iteration\n{note}"
-    assert f"training_fc1_mnist.png: test accuracy during training; {note}\n" in (
+    assert f"training_fc1_mnist.png: test accuracy during training; 1 seed; {note}\n" in (
         capsys.readouterr().out
     )
 
@@ -558,7 +561,7 @@ def test_a_rounds_figure_has_losses_above_accuracies(small_args, figures):
         )
     (panel,) = figures["lt_AccuracyVsWeights.png"]
     assert panel["label"] == "test accuracy at best validation (%)"
-    assert (panel["title"], panel["legend"]) == ("fc1, digits, seed 3", ["lt", "dense"])
+    assert (panel["title"], panel["legend"]) == ("fc1, digits, seed 3", ["lt", "lt, dense"])
     accuracies = np.load(utils.Files(args).array("bestaccuracy"))
     assert panel["lines"] == {"lt": approx(zip([100, 80], accuracies, strict=True))}
 
@@ -669,7 +672,11 @@ def test_seeds_with_different_settings_are_never_averaged(tmp_path, figures, cap
     assert "runs with different settings are not averaged: lt, end_iter=1; lt, end_iter=5" in error
     (panel,) = figures["combined_fc1_mnist.png"]
     assert [[y for _, y in line] for line in lines(panel)] == [[46], [87]]
-    assert panel["legend"] == ["lt, end_iter=1 (1 seed)", "lt, end_iter=5 (2 seeds)", "dense"]
+    assert panel["legend"] == [
+        "lt, end_iter=1 (1 seed)",
+        "lt, end_iter=5 (2 seeds)",
+        "lt, end_iter=1, dense",
+    ]
     rows = read_csv(tmp_path / "table.csv")
     columns = ("prune_type", "curve", "end_iter", "trials")
     assert [[row[name] for name in columns] for row in rows] == [
@@ -1075,7 +1082,7 @@ def test_seeds_may_be_in_several_folders(tmp_path, figures, monkeypatch):
     )
     (panel,) = figures["combined_fc1_mnist.png"]
     assert panel["title"] == "fc1, mnist: mean and range, 3 seeds"
-    assert panel["legend"] == ["lt", "dense"]
+    assert panel["legend"] == ["lt", "lt, dense"]
     assert lines(panel) == [[(100, 91)]]
 
 
@@ -1096,7 +1103,7 @@ def test_a_copy_of_a_run_is_left_out_even_if_it_is_older(order, tmp_path, drawn,
     for name, accuracies in (("a", [90, 91, 92]), ("copy", [90, 91])):
         write_run(tmp_path / name, "lt", accuracies)
         write_run(tmp_path / name, "reinit", accuracies)
-    combine_all(tmp_path / name for name in order)
+    combine_all([tmp_path / name for name in order], f"--figures={tmp_path}")
     assert [y for _, _, y in drawn["fc1_mnist"]] == [90, 91, 92] * 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -1257,7 +1264,21 @@ def test_differences_of_two_seeds_have_no_bars(tmp_path, figures):
     assert panel["title"] == "fc1, mnist: mean over seeds"
     assert panel["legend"] == ["reinit, own masks (2 seeds)", "random (1 seed)", "lt"]
     assert panel["bars"] == []
-    assert lines(panel) == [approx([(100, 0), (80, -2.5)]), approx([(100, 0), (80, -3)])]
+    assert [[y for _, y in line] for line in lines(panel)] == [[0, -2.5], [0, -3]]
+
+
+def test_curves_without_an_interval_say_so(tmp_path, figures):
+    for seed in range(3):
+        write_run(tmp_path, "lt", [90, 91 + seed, 90], seed)
+        write_run(tmp_path, "reinit", [90, 89], seed)
+        if seed < 2:
+            write_run(tmp_path, "random", [90, 88], seed)
+    combine(tmp_path)
+    panel, _ = figures["differences_fc1_mnist.png"]
+    assert panel["title"] == "fc1, mnist: mean and 95% interval over seeds"
+    names = ["reinit, own masks (3 seeds)", "random (2 seeds, no interval)", "lt"]
+    assert panel["legend"] == names
+    assert (min(panel["ticks"]), max(panel["ticks"])) == (80, 100), "64% has no difference"
 
 
 def test_without_a_baseline_there_is_no_figure_of_differences(two_folders, figures):
@@ -1286,7 +1307,7 @@ def test_bounds_are_triangles_and_unknown_differences_are_not_drawn(tmp_path, fi
     assert math.isnan(line[3][1])
     assert line[4][1] == -50
     assert [point[1:] for point in panel["triangles"]] == [(50, "up"), (-50, "down")]
-    assert panel["legend"] == ["reinit, own masks", "lt", "at least", "at most"]
+    assert panel["legend"] == ["reinit, own masks", "lt", "mean is at least", "mean is at most"]
     drawn = [x for x, y in line if not math.isnan(y)]
     assert [point[0] for point in panel["triangles"]] == [drawn[2], drawn[3]]
     assert panel["marked"]["reinit, own masks"] == [True, True, False, True, False], (
@@ -1387,7 +1408,7 @@ def test_a_curve_says_whose_masks_it_has(kind, flags, curve, small_args, figures
         main.main(small_args(**flags | {"masks_from": "none"}))
     args = small_args(prune_type=kind, **flags)
     main.main(args)
-    assert figures[f"{kind}_AccuracyVsWeights.png"][0]["legend"] == [curve, "dense"]
+    assert figures[f"{kind}_AccuracyVsWeights.png"][0]["legend"] == [curve, f"{curve}, dense"]
     files = [found for found in utils.find_results(args.output_dir) if found.prune_type == kind]
     assert list(combine_plots.read_runs(files)[0]["curve"]) == [curve]
 
@@ -1487,7 +1508,7 @@ def test_a_missing_log_is_said(tmp_path, capsys):
     write_run(tmp_path, "lt", [90, 91], end=900)
     write_run(tmp_path, "reinit", [90, 91])
     combine(tmp_path, f"--csv={tmp_path / 'table.csv'}", f"--raw={tmp_path / 'raw.csv'}")
-    assert "or because its log is incomplete." in " ".join(capsys.readouterr().out.split())
+    assert "or its log is incomplete." in " ".join(capsys.readouterr().out.split())
     for name, values in (("table.csv", ["1", "0", "", ""]), ("raw.csv", ["True", "False", "", ""])):
         assert [row["earlystop_at_end"] for row in read_csv(tmp_path / name)] == values
 
@@ -1612,7 +1633,7 @@ def answers(output):
     *_, last = output.strip().split("\n\n")
     title, last = last.split("\n", 1)
     assert title == "Differences in test accuracy at best validation:"
-    return last.replace("\nAt ", "\0At ").replace("\n", " ").split("\0")
+    return re.sub("\n(?=At |reinit, own masks: no)", "\0", last).replace("\n", " ").split("\0")
 
 
 def test_the_last_lines_answer_whether_accuracies_differ(tmp_path, capsys):
@@ -1670,10 +1691,23 @@ def test_answers_without_a_baseline_are_about_dense_networks(two_folders, capsys
     ]
 
 
+def test_an_answer_is_about_the_last_round_that_has_enough_seeds(tmp_path, capsys):
+    """A fourth seed is still running, and a fifth round has only two seeds."""
+    for seed, rounds in enumerate((5, 5, 4, 2)):
+        write_run(tmp_path, "lt", [90, 91, 92, 93, 94][:rounds], seed)
+    write_run(tmp_path, "reinit", [90])
+    combine(tmp_path)
+    lt, reinit = answers(capsys.readouterr().out)
+    assert lt.startswith("At 51.2% of the weights, lt: 3.00 points above the dense network (95%")
+    assert reinit == "reinit, own masks: no round after the first can be compared with lt"
+
+
 def test_a_dense_network_alone_has_no_answer(tmp_path, capsys):
     write_run(tmp_path, "lt", [90])
     combine(tmp_path)
-    assert "of the weights, lt" not in capsys.readouterr().out
+    assert answers(capsys.readouterr().out) == [
+        "lt: no round after the first can be compared with the dense network"
+    ]
 
 
 def test_results_of_different_versions_are_noted_once(tmp_path, capsys):
@@ -1805,15 +1839,15 @@ def test_early_stopping_at_the_last_evaluation_is_marked(tmp_path, figures, caps
     combine(tmp_path, f"--csv={tmp_path / 'table.csv'}", f"--latex={tmp_path / 'table.tex'}")
     output = " ".join(capsys.readouterr().out.split())
     assert "100% 0 lt 90.00 ± 0.00 >= 900 80.0% 1 lt 90.00 ± 0.00 900 ± 0" in output
-    assert ">=: a lower bound, because a seed stopped early at its last evaluation" in output
+    assert ">=: a lower bound. At least one seed stopped early at its last evaluation" in output
     rows = read_csv(tmp_path / "table.csv")
     assert [row["earlystop_at_end"] for row in rows] == ["1", "0"]
     assert r"lt & 100\% & $\geq$ 900 \\" in (tmp_path / "table.tex").read_text()
     panel, *_ = figures["earlystop_fc1_mnist.png"]
     assert panel["triangles"] == [(100, 900, "up")]
     assert panel["colours"]["lt"] == "C0"
-    assert panel["legend"] == ["lt", "at least", "dense"]
-    assert math.isnan(panel["dotted"]["dense"]), "the iteration of the dense network is a bound"
+    assert panel["legend"] == ["lt", "mean is at least", "lt, dense"]
+    assert math.isnan(panel["dotted"]["lt, dense"]), "the iteration of the dense network is a bound"
 
 
 def test_latex_is_escaped_and_has_headers_of_two_lines(two_folders):
