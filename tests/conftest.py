@@ -50,8 +50,9 @@ def png_size(path):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Make runs draw no figures, which take most of the time of a small run."""
+    """Draw no figures, which take most of the time of a small run and of combine_plots.py."""
     monkeypatch.setattr(combine_plots, "draw_run", lambda _: None)
+    monkeypatch.setattr(combine_plots, "draw_experiment", lambda *_: None)
 
 
 @pytest.fixture

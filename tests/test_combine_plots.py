@@ -1202,6 +1202,7 @@ def interval(row, name):
     return [float(row[f"{name}_{part}"]) for part in parts]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_differences_are_paired_by_seed_with_the_interval_of_a_paired_t_test(tmp_path, capsys):
     lt = {0: 90.0, 1: 95.0, 2: 91.0, 5: 50.0}
     reinit = {2: 90.0, 7: 10.0, 0: 88.5, 1: 94.5}
@@ -1315,6 +1316,7 @@ def test_bounds_are_triangles_and_unknown_differences_are_not_drawn(tmp_path, fi
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_pairs_have_no_interval(tmp_path, capsys):
     for seed in range(2):
         write_run(tmp_path, "lt", [90 + seed], seed)
@@ -1326,6 +1328,7 @@ def test_two_pairs_have_no_interval(tmp_path, capsys):
     assert "confidence" not in output
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_rounds_of_equal_density_are_compared(tmp_path):
     """Two rounds of 20% leave as much as one of 36%. Global pruning may differ by a few weights."""
     write_run(tmp_path, "lt", [90, 91, 92, 93], percent=20)
@@ -1337,6 +1340,7 @@ def test_rounds_of_equal_density_are_compared(tmp_path):
     assert found[curve, 1]["bestaccuracy_difference"] == "-11.0"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_curves_of_lt_need_a_named_baseline(two_folders, capsys):
     flags = ("--csv=table.csv",)
     combine_all(two_folders, *flags)
@@ -1363,6 +1367,7 @@ def test_several_curves_of_lt_need_a_named_baseline(two_folders, capsys):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_experiments_without_the_named_baseline_have_their_only_curve_of_lt(two_folders, capsys):
     for kind, accuracies in (("lt", [90, 91]), ("reinit", [90, 89])):
         dumps = two_folders[0] / "dumps/lt/lenet5/mnist"
@@ -1422,6 +1427,7 @@ def test_a_curve_says_whose_masks_it_has(kind, flags, curve, small_args, figures
         (587, 500, "-", None),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_differences_of_bounds_are_bounds_or_unknown(ours, lts, text, numbers, tmp_path, capsys):
     """Early stopping is at iterations 500 (lt) and 586 to 588. `ours` and `lts` are the last ones.
 
@@ -1450,6 +1456,7 @@ def printed_difference(folder, capsys):
     return re.search(r"(?:(?:>= |<= )?\+.*|-)$", last)[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_lower_bound_of_dense_networks_is_the_same(tmp_path, capsys):
     """The networks of round 0 are the same, so their unknown early stopping is the same."""
     for seed in range(3):
@@ -1463,6 +1470,7 @@ def test_a_lower_bound_of_dense_networks_is_the_same(tmp_path, capsys):
     assert interval(found["reinit, own masks", 0], "earlystop") == [0, 0, 0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_results_are_the_same_only_if_all_are(tmp_path, capsys):
     for kind in ("lt", "reinit"):
         dumps = write_run(tmp_path, kind, [90, 80], end=2000)
@@ -1476,6 +1484,7 @@ def test_results_are_the_same_only_if_all_are(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("missing", ["lt", "reinit"])
+@pytest.mark.usefixtures("undrawn")
 def test_without_a_log_early_stopping_is_a_lower_bound(missing, tmp_path, capsys):
     ends = {"lt": 1000, "reinit": 1000} | {missing: None}
     for kind, accuracies in (("lt", [90, 91]), ("reinit", [90, 85])):
@@ -1504,6 +1513,7 @@ def test_without_a_log_early_stopping_is_a_lower_bound(missing, tmp_path, capsys
     assert row["earlystop_difference_low"] == ""
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_missing_log_is_said(tmp_path, capsys):
     write_run(tmp_path, "lt", [90, 91], end=900)
     write_run(tmp_path, "reinit", [90, 91])
@@ -1513,6 +1523,7 @@ def test_a_missing_log_is_said(tmp_path, capsys):
         assert [row["earlystop_at_end"] for row in read_csv(tmp_path / name)] == values
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_bound_is_shown_even_if_another_log_is_missing(tmp_path, capsys):
     write_run(tmp_path, "lt", [90], 0, end=900)
     write_run(tmp_path, "lt", [90], 1)
@@ -1521,6 +1532,7 @@ def test_a_bound_is_shown_even_if_another_log_is_missing(tmp_path, capsys):
     assert read_csv(tmp_path / "table.csv")[0]["earlystop_at_end"] == ""
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_curves_of_almost_equal_densities_stay_in_their_order(tmp_path, capsys):
     write_run(tmp_path, "lt", [90, 91])
     dumps = write_run(tmp_path, "reinit", [90, 89])
@@ -1565,6 +1577,7 @@ def test_the_rounds_nearest_to_some_densities_are_shown(tmp_path, figures, capsy
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_all_columns_have_both_lines_of_their_headers(tmp_path, capsys):
     write_run(tmp_path, "lt", [90, 91], end=2000)
     columns = ["bestaccuracy", "earlystopaccuracy"]
@@ -1575,6 +1588,7 @@ def test_all_columns_have_both_lines_of_their_headers(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["compression", "bestaccuracy"])
+@pytest.mark.usefixtures("undrawn")
 def test_rounds_that_are_not_numbers_are_left_out(name, tmp_path, capsys):
     write_run(tmp_path, "lt", [90, 91], 0, end=2000)
     dumps = write_run(tmp_path, "lt", [90, 91], 1, end=2000)
@@ -1597,6 +1611,7 @@ def test_the_last_round_is_shown_even_if_none_of_the_densities_is_near(last):
 
 
 @pytest.mark.parametrize("columns", [[], [*combine_plots.COLUMNS]])
+@pytest.mark.usefixtures("undrawn")
 def test_tables_fit_the_terminal_and_long_names_become_letters(
     columns, tmp_path, capsys, monkeypatch
 ):
@@ -1620,6 +1635,7 @@ def test_tables_fit_the_terminal_and_long_names_become_letters(
     assert len(printed(table)) == 2 * len(folders) * blocks
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_columns_choose_what_is_printed(experiment, capsys):
     combine(experiment, "--columns", "untrained")
     output = capsys.readouterr().out
@@ -1636,6 +1652,7 @@ def answers(output):
     return re.sub("\n(?=At |reinit, own masks: no)", "\0", last).replace("\n", " ").split("\0")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_last_lines_answer_whether_accuracies_differ(tmp_path, capsys):
     for seed, (dense, lt, reinit, shuffle) in enumerate(
         [(90, 91, 89, 91.5), (91, 92.5, 91.5, 92), (92, 93.2, 90.4, 93.4)]
@@ -1669,6 +1686,7 @@ def test_the_last_lines_answer_whether_accuracies_differ(tmp_path, capsys):
         ([(91, 91)], "no clear difference from lt (+0.00 points, 1"),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_an_answer_has_direction_interval_and_number_of_seeds(pairs, answer, tmp_path, capsys):
     for seed, (lt, reinit) in enumerate(pairs):
         write_run(tmp_path, "lt", [90, lt], seed)
@@ -1679,6 +1697,7 @@ def test_an_answer_has_direction_interval_and_number_of_seeds(pairs, answer, tmp
     assert last == f"At 80.0% of the weights, reinit, own masks: {answer} {seeds[len(pairs)]})"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_answers_without_a_baseline_are_about_dense_networks(two_folders, capsys):
     combine_all(two_folders)
     assert answers(capsys.readouterr().out) == [
@@ -1691,6 +1710,7 @@ def test_answers_without_a_baseline_are_about_dense_networks(two_folders, capsys
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_answer_is_about_the_last_round_that_has_enough_seeds(tmp_path, capsys):
     """A fourth seed is still running, and a fifth round has only two seeds."""
     for seed, rounds in enumerate((5, 5, 4, 2)):
@@ -1702,6 +1722,7 @@ def test_an_answer_is_about_the_last_round_that_has_enough_seeds(tmp_path, capsy
     assert reinit == "reinit, own masks: no round after the first can be compared with lt"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_dense_network_alone_has_no_answer(tmp_path, capsys):
     write_run(tmp_path, "lt", [90])
     combine(tmp_path)
@@ -1710,6 +1731,7 @@ def test_a_dense_network_alone_has_no_answer(tmp_path, capsys):
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_results_of_different_versions_are_noted_once(tmp_path, capsys):
     for kind, version, commit in (
         ("lt", "2.11", "a"),
@@ -1850,6 +1872,7 @@ def test_early_stopping_at_the_last_evaluation_is_marked(tmp_path, figures, caps
     assert math.isnan(panel["dotted"]["lt, dense"]), "the iteration of the dense network is a bound"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_latex_is_escaped_and_has_headers_of_two_lines(two_folders):
     combine_all(two_folders, "--latex=table.tex", "--rounds=1", "--baseline=lt, rewind_iter=0")
     text = Path("table.tex").read_text()
@@ -1890,6 +1913,7 @@ def test_latex_tables_have_a_column_format_for_each_column(seeds, two_folders):
         assert {row.count("&") for row in rows} == {len(columns) - 1}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_latex_tables_have_labels_and_name_a_curve_once(two_folders):
     combine_all(two_folders, "--latex=table.tex", "--baseline=lt, rewind_iter=0")
     tables = Path("table.tex").read_text().split("\\begin{table}")[1:]
@@ -1906,6 +1930,7 @@ def test_headers_have_two_lines(name):
     assert len(textwrap.wrap(title, combine_plots.LINE)) == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_rounds_without_results_leave_latex_empty(two_folders, capsys):
     combine_all(two_folders, "--latex=table.tex", "--rounds=7")
     output, error = capsys.readouterr()
