@@ -68,6 +68,7 @@ def train_round(monkeypatch, undrawn):
         state = main.new_state(args, start) if isinstance(start, nn.Module) else start
         utils.restore(state.masks, masks or state.masks)
         with utils.Run(args) as run:
+            run.state = state
             main.train(args, state, data, run)
         return state
 
