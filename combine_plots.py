@@ -101,6 +101,7 @@ SIDE_BY_SIDE = 0.02  # of the x axis, over which curves are spread so that bars 
 MANY_CURVES = 6  # more need a figure as wide as a page
 TRAINING_POINTS = 50  # of a curve over a round; more would show the noise of evaluations
 EQUAL_DENSITY = 1e-3  # relative: with global pruning, runs may keep a few weights more or less
+ENOUGH = 3  # seeds for a confidence interval
 EMPTY = 1e-9  # percent, in place of 0, which has no logarithm
 # Percent; by default, the rounds nearest to these are shown, and the last one.
 DENSITIES = (100, 50, 20, 10, 5, 2, 1, EMPTY)
@@ -135,23 +136,31 @@ def main(args):
             latex += as_latex(shown, baseline) if args.latex else []
         texts.append("\n".join(answers(table, baseline)))
 
-    write_text(args.csv, pd.concat(tables).to_csv(index=False), "a row per curve and round")
-    runs = pd.concat(runs for runs, _ in experiments)
-    write_text(args.raw, runs.to_csv(index=False), "a row per seed and round")
-    write_text(args.latex, "\n".join(latex), "LaTeX tables")
+    for path, frames, description in (
+        (args.csv, tables, "a row per curve and round"),
+        (args.raw, [runs for runs, _ in experiments], "a row per seed and round"),
+    ):
+        if path:
+            write_text(path, pd.concat(frames).to_csv(index=False), description)
+    if args.latex:
+        write_text(args.latex, "\n".join(latex), "LaTeX tables")
     for text in filter(None, texts):
         print(f"\n{text}")
 
 
 def write_text(path, text, description):
-    """Write text to a file, if a path is given, and print its path and description.
+    """Write text to a file, and print its path and description.
 
-    Links are followed, and pipes are written into.
+    Links are followed. What is not a regular file, such as a pipe, is written into.
     """
-    if path:
-        Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text, encoding="utf-8", errors="replace")
-        print(f"{path}: {description}")
+    sys.stdout.flush()  # which the file may be
+    path = Path(path)
+    content = text.encode(errors="replace")
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+    else:
+        utils.write(path.resolve(), lambda file: file.write(content), shared=True)
+    print(f"{path}: {description}")
 
 
 # ---- Reading results -----------------------------------------------------------------------------
@@ -516,8 +525,7 @@ def summary(runs, baseline):
     whether all results of the pairs are equal.
     """
     pairs = with_differences(runs, baseline)
-    identity = runs.columns[: runs.columns.get_loc("seed")]
-    groups = pairs.groupby([*identity, "round"], sort=False)
+    groups = pairs.groupby([*runs.columns[: runs.columns.get_loc("seed")], "round"], sort=False)
     statistics = groups[[*COLUMNS]].agg(["mean", "std", "min", "max"])
     statistics.columns = ["_".join(levels).removesuffix("_mean") for levels in statistics.columns]
     table = groups.agg(
@@ -554,7 +562,7 @@ def interval(values):
     from scipy import stats
 
     n = values.count()
-    half = values.sem() * np.where(n >= 3, stats.t.ppf(0.975, n - 1), math.nan)
+    half = values.sem() * np.where(n >= ENOUGH, stats.t.ppf(0.975, n - 1), math.nan)
     return values.mean() - half, values.mean() + half
 
 
@@ -597,7 +605,7 @@ def answers(table, baseline):
         rows = rows[(rows["round"] > 0) & (rows[seeds] > 0)]
         text = f"{curve}: no round after the first can be compared with {other}"
         if not rows.empty:  # the last round that has enough seeds for an interval, if possible
-            enough = rows[seeds] >= min(3, rows[seeds].max())
+            enough = rows[seeds] >= min(ENOUGH, rows[seeds].max())
             text = answer(rows[enough].iloc[-1], name, seeds, other)
         sentences.append(textwrap.fill(text, WIDTH))
     return ["Differences in test accuracy at best validation:", *sentences]
@@ -660,17 +668,16 @@ def as_tex(text):
 
 def caption(table, baseline, columns):
     """Return what a table with some of COLUMNS shows, as sentences."""
-    titles = "; ".join(COLUMNS[name] for name in columns)
     seeds = "seeds"
     if table["trials"].nunique() == 1:
         seeds = utils.plural(table["trials"].iloc[0], "seed")
     sentences = [
-        f"{' on '.join(table.iloc[0, :2])}: {titles}.",
+        f"{' on '.join(table.iloc[0, :2])}: {'; '.join(COLUMNS[name] for name in columns)}.",
         "One seed." if seeds == "1 seed" else f"Mean ± standard deviation over {seeds}.",
     ]
     if table["pairs"].any():
         text = f"Differences from the baseline, {baseline}, are paired by seed"
-        if table["pairs"].max() >= 3:
+        if table["pairs"].max() >= ENOUGH:
             text += ", with 95% confidence intervals (t distribution) for three or more seeds"
         sentences.append(f"{text}.")
     if "earlystop" in columns and table["earlystop_bound"].any():
@@ -686,8 +693,7 @@ def as_cells(table, columns, names=("weights", "round", "curve")):
 
     `columns` are some of COLUMNS, and `names` the columns that name a row.
     """
-    percents = table["weights_remaining"].map(as_percent)
-    table = table.rename(columns={"trials": "seeds"}).assign(weights=percents)
+    table = table.assign(weights=table["weights_remaining"].map(as_percent), seeds=table["trials"])
     names = [*names, "seeds"] if table["seeds"].nunique() > 1 else [*names]
     rows = table.to_dict("records")
     headers = []
@@ -767,8 +773,13 @@ def draw_round(path, rows, title):
             (below, rows, "val_accuracy", "validation", "C1--"),
             (below, rows, "test_accuracy", "test", "C0-"),
         ):
-            marker = "o" if len(points) <= 30 else None
-            axes.plot(points["iteration"], points[name], style, marker=marker, label=label)
+            axes.plot(
+                points["iteration"],
+                points[name],
+                style,
+                marker="o" if len(points) <= 30 else None,
+                label=label,
+            )
         for axes, row, name, label, style in (
             (above, early_stop, "val_loss", "early stopping", "kD"),
             (below, best, "val_accuracy", "best validation", "k*"),
@@ -789,12 +800,11 @@ def plot_columns(path, table, columns, title, names=None, baseline=None, shared=
     `names` maps curves to other names for the legend.
     """
     looks = styles(table["curve"])
-    lines = references(table, baseline, looks)
-    many = len(looks) > MANY_CURVES
-    with figure(path, title, rows=len(columns), wide=many, shared=shared) as panels:
+    with figure(path, title, len(columns), len(looks) > MANY_CURVES, shared) as panels:
         for axes, column in zip(panels, columns, strict=True):
             plot_curves(axes, table, column, looks, names or {})
-            y, label, colour = lines[column]
+            y, label, curve = reference(table, column, baseline)
+            colour = looks[curve]["color"] if curve else "black"
             axes.axhline(y, color=colour, linestyle=":", label=label, zorder=0)
             axes.set_ylabel(textwrap.fill(TITLES[column], LINE))
         set_percent_axis(axes, table.dropna(subset=columns, how="all")["weights_remaining"])
@@ -826,20 +836,20 @@ def plot_curves(axes, table, column, looks, names):
             axes.scatter([], [], marker=marker, edgecolors="black", label=meaning, **OPEN)
 
 
-def references(table, baseline, looks):
-    """Return the dotted line of each column: its height, label and colour.
+def reference(table, column, baseline):
+    """Return the dotted line of a column: its height, its label and its curve, or None for chance.
 
     It is the dense network of the baseline, or of the first curve if there is none.
     """
     curve = baseline or table["curve"].iloc[0]
-    dense = table[(table["curve"] == curve) & (table["round"] == 0)]
-    dense = dense.assign(earlystop=dense["earlystop"].where(dense["earlystop_bound"] == ""))
-    colour = looks[curve]["color"]
-    lines = {column: (dense[column].mean(), f"{curve}, dense", colour) for column in COLUMNS}
+    if column in FIGURES["differences"]:
+        return 0, baseline, curve
     dataset = table["dataset"].iloc[0]
-    if dataset in archs.datasets():  # its folder may have been deleted
-        lines["untrained"] = (100 / archs.facts(dataset).CLASSES, "chance", "black")
-    return lines | dict.fromkeys(FIGURES["differences"], (0, baseline, colour))
+    if column == "untrained" and dataset in archs.datasets():  # its folder may have been deleted
+        return 100 / archs.facts(dataset).CLASSES, "chance", None
+    dense = table[(table["curve"] == curve) & (table["round"] == 0)]
+    exact = dense.assign(bound=dense.get(f"{column}_bound", "")).query("bound == ''")
+    return exact[column].mean(), f"{curve}, dense", curve
 
 
 # ---- The figures of several runs -----------------------------------------------------------------
@@ -859,7 +869,7 @@ def draw_experiment(args, table, log, baseline):
         if not columns:
             continue
         counts, *spread = (
-            ("pairs", "95% interval", 3) if name == "differences" else ("trials", "range", 2)
+            ("pairs", "95% interval", ENOUGH) if name == "differences" else ("trials", "range", 2)
         )
         content, names = over_seeds(table.set_index("curve")[counts], *spread)
         path = Path(args.figures, f"{name}_{place}")
@@ -884,7 +894,7 @@ def over_seeds(seeds, spread, needed):
     ends = seeds[seeds > 0].groupby(level="curve", sort=False).agg(["min", "max"])
     texts = {
         curve: utils.plural(low if low == high else f"{low} to {high}", "seed")
-        + (", no interval" if high < 3 <= seeds.max() and needed == 3 else "")
+        + (", no interval" if high < needed <= seeds.max() and needed == ENOUGH else "")
         for curve, low, high in ends.itertuples()
     }
     statistic = f"mean and {spread}" if seeds.max() >= needed else "mean"
@@ -1011,8 +1021,7 @@ def styles(curves):
     found = {}
     for position, (curve, kind) in enumerate(zip(dict.fromkeys(curves), kinds, strict=True)):
         before = kinds[:position].count(kind)
-        first = kind in PRUNE_TYPES and not before
-        number = PRUNE_TYPES.index(kind) if first else next(free)
+        number = PRUNE_TYPES.index(kind) if kind in PRUNE_TYPES and not before else next(free)
         found[curve] = {
             "color": f"C{number}",  # matplotlib starts again after the last one
             "marker": MARKERS[number % len(MARKERS)],
@@ -1080,6 +1089,7 @@ def parse_args(argv=None):
             help=f"also write {content} (default: none%(default).0s)")
     # fmt: on
     args = parser.parse_args(argv)
+    args.columns = list(dict.fromkeys(args.columns))
     args.output_dir = args.output_dir or ["."]
     args.figures = args.figures or default_figures(parser, args.output_dir)
     check_tables(parser, [args.csv, args.raw, args.latex])

@@ -503,13 +503,14 @@ def test_two_processes_may_draw_at_once(experiment, monkeypatch):
             save(file)
             if path not in begun:
                 begun.append(path)
-                combine(experiment)
+                combine(experiment, f"--csv={experiment}/table.csv")
 
         write(path, save_after_another, **options)
 
     monkeypatch.setattr(utils, "write", look)
-    combine(experiment)
+    combine(experiment, f"--csv={experiment}/table.csv")
     assert {path.name for path in begun} == {
+        "table.csv",
         "combined_fc1_mnist.png",
         "differences_fc1_mnist.png",
         "earlystop_fc1_mnist.png",
@@ -1580,7 +1581,7 @@ def test_the_rounds_nearest_to_some_densities_are_shown(tmp_path, figures, capsy
 @pytest.mark.usefixtures("undrawn")
 def test_all_columns_have_both_lines_of_their_headers(tmp_path, capsys):
     write_run(tmp_path, "lt", [90, 91], end=2000)
-    columns = ["bestaccuracy", "earlystopaccuracy"]
+    columns = ["bestaccuracy", "earlystopaccuracy", "earlystopaccuracy"]
     combine(tmp_path, "--columns", *columns)
     output = capsys.readouterr().out
     assert re.search(r"^ +test accuracy at +test accuracy at$", output, re.MULTILINE)
