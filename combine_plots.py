@@ -277,7 +277,7 @@ def read_run(files):
         )
         # All rounds have the first two; others may not have been measured.
         percents = run.fillna(dict.fromkeys([*paths][2:], 0)).drop(columns="earlystop")
-        if not percents.stack().between(0, 100).all():
+        if not ((percents >= 0) & (percents <= 100)).all(axis=None):
             raise utils.BadInput(
                 f"{paths['compression']}, or an array beside it, has no percentages"
             )
@@ -487,6 +487,7 @@ def with_differences(runs, baseline):
         order=range(len(runs)),
         density=np.log(runs["weights_remaining"].clip(lower=EMPTY)),
         may_be_later=runs["earlystop_at_end"].fillna(True).astype(bool),
+        earlystop_at_end=runs["earlystop_at_end"].astype("Int64"),  # which are counted
     ).sort_values("density")
     pairs = pd.merge_asof(
         runs,
@@ -1006,7 +1007,6 @@ def figure(path, title, rows=1, wide=False, shared=False):
             "pad_inches": 0.03,
         }
         utils.write(path, lambda file: fig.savefig(file, **options), shared=shared)
-    fig.clear()  # reference cycles would keep each figure's pixels in memory
 
 
 def styles(curves):
@@ -1058,7 +1058,7 @@ def set_percent_axis(axes, percents):
 
 def parse_args(argv=None):
     """Return the settings from the command line. Exits with status 2 if they are unusable."""
-    parser = utils.Parser(__doc__.partition("\n\n")[0])
+    parser = utils.Parser(__doc__)
     # fmt: off
     add = parser.add_argument
     add("--arch_type", metavar="NAME",
@@ -1123,6 +1123,5 @@ def default_figures(parser, folders):
 
 if __name__ == "__main__":
     os.environ["MPLBACKEND"] = "agg"  # a notebook's backend works only in its own process
-    sys.stdout.reconfigure(errors="replace")  # an ASCII terminal has no ±
     with utils.one_line_errors("combine_plots.py"):
         main(parse_args())

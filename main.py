@@ -26,6 +26,7 @@ import random
 import re
 import shlex
 import sys
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -109,6 +110,7 @@ def main(args):
                 failures.append(str(failure))
                 if args.trials > 1:  # the others may take hours
                     print(f"failed: {failure}", file=sys.stderr)
+            run.state = None  # the next one needs the memory
     utils.wait_for_processes()
     if failures:
         raise utils.Failure("; ".join(failures))
@@ -700,6 +702,8 @@ def pick_device(gpu):
     """
     # Adam's averages of weights without gradients become denormal numbers: ten times slower.
     torch.set_flush_denormal(True)
+    # NumPy before 2.4 notices.
+    warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu == "cpu":
         return torch.device("cpu")
@@ -709,10 +713,23 @@ def pick_device(gpu):
     if gpu >= count:
         advice = f"choose one of 0 to {count - 1}" if count else "use --gpu=cpu"
         raise utils.BadInput(f"there is no GPU {gpu}: {advice}")
-    torch.cuda.set_device(gpu)
+    device = torch.device("cuda", gpu)
+    check_gpu(device)
+    torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("high")  # TF32
     torch.backends.cudnn.benchmark = True
-    return torch.device("cuda", gpu)
+    return device
+
+
+def check_gpu(device):
+    """Raise utils.BadInput if this build of torch cannot compute on a GPU, such as an old one."""
+    try:
+        torch.ones(1, device=device).add(1).item()
+    except RuntimeError as error:
+        raise utils.BadInput(
+            f"GPU {device.index} cannot be used ({archs.one_line(error)}). Install a torch that is "
+            "built for it, or use --gpu=cpu"
+        ) from error
 
 
 def seeds(count, seed, *key):
@@ -1522,7 +1539,7 @@ def parse_args(argv=None):
         "",
         "Example: %(prog)s --dataset=digits --prune_percent=20 --prune_iterations=16 --end_iter=20",
     ]
-    parser = utils.Parser(__doc__.partition("\n\n")[0], epilog="\n".join(epilog))
+    parser = utils.Parser(__doc__, epilog="\n".join(epilog))
     add_flags(parser)
     args = parser.parse_args(argv)
     check_architecture(parser, args)

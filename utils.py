@@ -51,7 +51,8 @@ MAY_CHANGE_ON_RESUME = {
     "print_freq",
     "masks_from_checksums",  # each further round adds one
 }
-CHECKPOINT_SECONDS = 20
+CHECKPOINT_SECONDS = 20  # at least, from one checkpoint to the next
+CHECKPOINT_SHARE = 0.02  # of the time, at most; if a checkpoint takes long, they become rarer
 THREADS = torch.get_num_threads()  # OMP_NUM_THREADS, or the available cores
 # Floating-point operations in the forward pass of a batch, from which on more than one thread is
 # worth its risk: docs/speed.md.
@@ -103,9 +104,20 @@ class Stopped(Exception):
         self.signal = number
 
 
+class CannotWrite(OSError):
+    """An error of the system while a file is written: exit status 1."""
+
+    def __str__(self):
+        return (
+            f"{self.filename} cannot be written: {self.strerror}. Free some space, or allow writing"
+            " there, and run the same command again, which resumes a run; or choose another folder"
+        )
+
+
 @contextlib.contextmanager
 def one_line_errors(program):
     """Report errors that a user can cause as one line on stderr, and exit with a status."""
+    prepare_streams()
     try:
         yield
     except Stopped as stop:
@@ -118,13 +130,25 @@ def one_line_errors(program):
         exit_with(1, program, f"error: {error}")
     except BrokenPipeError:  # the output is read by another process, such as head, which has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(141)  # 128 + SIGPIPE, which Windows does not have
+    except CannotWrite as error:
+        exit_with(1, program, f"error: {error}")
     except OSError as error:
         exit_with(1, program, f"error: {type(error).__name__}: {error}")
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         exit_with(1, program, f"error: out of memory, a smaller --batch_size needs less: {error}")
+
+
+def prepare_streams():
+    """Replace closed streams by the null device; let the others escape what they cannot encode."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell; its number must not go to a file of results
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
+        elif mode == "w" and hasattr(stream, "reconfigure"):  # a notebook's have not
+            stream.reconfigure(errors="backslashreplace")
 
 
 def out_of_memory(error):
@@ -145,11 +169,16 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that shows defaults in its help and reports errors in one line."""
+    """An ArgumentParser that shows defaults in its help and reports errors in one line.
 
-    def __init__(self, description, **options):
+    Its description is the first paragraph of `doc`, the program's docstring, which is None with
+    PYTHONOPTIMIZE=2.
+    """
+
+    def __init__(self, doc, **options):
+        paragraph, _, _ = (doc or "").partition("\n\n")
         super().__init__(
-            description=textwrap.fill(description, 79),
+            description=textwrap.fill(paragraph, 79),
             formatter_class=HelpFormatter,
             allow_abbrev=False,
             **options,
@@ -257,10 +286,17 @@ def pick_threads(threads, work):
         return threads
     cores = THREADS
     if under_torchrun():  # which sets OMP_NUM_THREADS=1
-        cores = max(1, len(os.sched_getaffinity(0)) // from_torchrun("LOCAL_WORLD_SIZE", 1))
+        cores = max(1, available_cores() // from_torchrun("LOCAL_WORLD_SIZE", 1))
     elif os.environ.get("OMP_NUM_THREADS"):
         return THREADS
     return cores if work >= WORK_FOR_THREADS else 1
+
+
+def available_cores():
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def wait_for_processes():
@@ -483,24 +519,36 @@ def find_results(output_dir):
 
 
 def write(path, save, previous=None, shared=False):
-    """Write a file atomically: `save(file)` writes a temporary file, which is renamed to `path`.
+    """Write a file atomically: with what `save(file)` writes, under a temporary name at first.
 
     An existing file is first renamed to `previous`, if given. Several processes may write a
-    `shared` file at once, so that each needs a temporary file of its own.
+    `shared` file at once, so that each needs a temporary file of its own. Raises CannotWrite.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()  # NumPy, torch and Pillow replace the errors of a full disk by their own
+    save(buffer)
     name = f"{path.name}.{uuid.uuid4().hex}" if shared else path.name
     temporary = path.with_name(f"{name}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                sync(os.fsync, file.fileno())
+            if previous and path.exists():
+                path.replace(previous)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Raise errors of the system as CannotWrite, which names the file and says what to do."""
     try:
-        with temporary.open("wb") as file:
-            save(file)
-            file.flush()
-            sync(os.fsync, file.fileno())
-        if previous and path.exists():
-            path.replace(previous)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise CannotWrite(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def sync(function, *args):
@@ -552,17 +600,14 @@ def write_results(files, rounds):
 
 def save_checkpoint(path, content, previous=None):
     """Write a snapshot of `content` that torch.load(path, weights_only=True) reads."""
-    # On a full disk, torch.save to a file would replace the system's error by one of its own.
-    buffer = io.BytesIO()
-    torch.save(snapshot(content, copy=False), buffer)
-    write(path, lambda file: file.write(buffer.getbuffer()), previous)
+    write(path, lambda file: torch.save(snapshot(content, copy=False), file), previous)
 
 
-def load_checkpoint(path, types):
-    """Return the dict that `save_checkpoint` wrote, on the CPU. Nothing in it is executed.
+def load_checkpoint(path, types, device="cpu"):
+    """Return the dict that `save_checkpoint` wrote. Nothing in it is executed.
 
-    Raises BadInput if the file is missing or damaged, or if a value does not have its type in
-    `types`, {key: type}.
+    On the device "meta", its tensors have shapes and types, but no values. Raises BadInput if the
+    file is missing or damaged, or if a value does not have its type in `types`, {key: type}.
     """
     try:
         # torch.save writes a zip file with a CRC-32 of each part, which torch.load ignores. Its
@@ -570,7 +615,7 @@ def load_checkpoint(path, types):
         with zipfile.ZipFile(path) as file:
             if file.testzip() or any(part.external_attr for part in file.infolist()):
                 raise BadInput("its checksum is wrong")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True)
         known = isinstance(content, dict)
         if not known or not all(isinstance(content.get(key), types[key]) for key in types):
             raise BadInput("it is not a checkpoint of this version of the program")
@@ -592,16 +637,34 @@ def lock(runs):
     """Lock runs against other processes. Raises BadInput if another process has a lock."""
     with contextlib.ExitStack() as locks:
         for run in runs:
+            path = run.files.lock
             try:
-                run.files.saves.mkdir(parents=True, exist_ok=True)
-                locks.enter_context(FileLock(run.files.lock, blocking=False))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(FileLock(path, blocking=False))
             except Timeout as error:
-                raise BadInput(f"another process is using the run in {run.files.saves}") from error
+                raise BadInput(in_use(path)) from error
             except OSError as error:
-                raise BadInput(
-                    f"--output_dir={run.args.output_dir} cannot be used: {error}"
-                ) from error
+                problem = f"--output_dir={run.args.output_dir} cannot be used: {error}"
+                if error.errno == errno.ENOLCK:
+                    problem += ". Its file system does not lock files: choose another one"
+                raise BadInput(problem) from error
         yield
+
+
+def in_use(path):
+    """Return in words that another process has the lock of a run.
+
+    If the file system has no locks, the file itself is the lock, and has the process number and the
+    host. It stays if that host goes down.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        number, host, *_ = path.read_text().splitlines()
+        since = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
+        return (
+            f"process {number} on {host} has used the run in {path.parent} since {since}. If it has"
+            f" ended, delete {path}"
+        )
+    return f"another process is using the run in {path.parent}"
 
 
 class Run:
@@ -619,9 +682,9 @@ class Run:
         self.refused = list(refused)  # the flags that the run does not have
         self.before_training = before_training  # whether the criterion uses no trained weights
         self.saved_path = None  # of the checkpoint to resume from
-        self.saved = None  # its content
+        self.saved = None  # its content; the tensors have shapes and types, but no values
         self.state = None  # until it is started or resumed
-        self.save_time = time.monotonic()
+        self.next_save = time.monotonic() + CHECKPOINT_SECONDS
         self.stop = None  # the number of the signal that arrived
         self.handlers = {}  # the signals' previous handlers, {number: handler}
 
@@ -701,7 +764,8 @@ class Run:
     def start_or_resume(self, state):
         """Save the new run's `state`, or restore the checkpoint into it; note what has changed."""
         if self.saved:
-            restore(vars(state), self.saved["state"])
+            content = load_checkpoint(self.saved_path, {"state": dict})
+            restore(vars(state), content["state"])
             subject = f"{self.files.dumps} resumes with changes"
             now = provenance() | machine(self.args, state.loss.device)
             note_changes(subject, self.saved["made_by"], now)
@@ -723,16 +787,15 @@ class Run:
         write_settings(self)
 
     def checkpoint(self, now=False):
-        """Save the state if CHECKPOINT_SECONDS have passed, or `now`.
-
-        Raises Stopped if a signal has arrived.
-        """
+        """Save the state if it is time to, or `now`. Raises Stopped if a signal has arrived."""
         state = self.state
-        if now or self.stop or time.monotonic() > self.save_time + CHECKPOINT_SECONDS:
+        start = time.monotonic()
+        if now or self.stop or start > self.next_save:
             made_by = provenance() | machine(self.args, state.loss.device)
             content = {"state": vars(state), "args": self.settings, "made_by": made_by}
             save_checkpoint(self.files.checkpoint, content, self.files.previous_checkpoint)
-            self.save_time = time.monotonic()
+            end = time.monotonic()
+            self.next_save = end + max(CHECKPOINT_SECONDS, (end - start) / CHECKPOINT_SHARE)
         if self.stop:
             where = f"{title(self.args, state.round)} after {state.iteration} iterations"
             raise Stopped(self.stop, where, self.args.overwrite)
@@ -746,7 +809,8 @@ def newest_checkpoint(run):
     damage = None
     for path in filter(Path.exists, (run.files.checkpoint, run.files.previous_checkpoint)):
         try:
-            saved = load_checkpoint(path, {"state": dict, "args": dict, "made_by": dict})
+            types = {"state": dict, "args": dict, "made_by": dict}
+            saved = load_checkpoint(path, types, "meta")  # so that many trials fit into memory
         except BadInput as error:
             damage = damage or error
             continue
@@ -986,8 +1050,7 @@ class Log:
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             stack.push(self)  # closes the file and the bar if this fails
-            header = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
-            self.events.write(header.SerializeToString())
+            self.write_event(file_version="brain.Event:2")
             if self.state.round == 0:
                 self.add_summaries(0, settings_page(self.run))
             self.add_scalars(evaluations(self.state.rows[-1]))
@@ -1001,14 +1064,19 @@ class Log:
         with contextlib.suppress(OSError):
             self.bar.close()
 
-    def add_summaries(self, step, summaries):
-        """Write summaries to TensorBoard's file.
+    def write_event(self, **content):
+        """Write an event to TensorBoard's file.
 
         SummaryWriter's thread would die on a full disk and then block this one.
         """
-        for content in summaries:
-            event = event_pb2.Event(wall_time=time.time(), step=step, summary=content)
+        event = event_pb2.Event(wall_time=time.time(), **content)
+        with writing(self.files.runs):
             self.events.write(event.SerializeToString())
+
+    def add_summaries(self, step, summaries):
+        """Write summaries to TensorBoard's file."""
+        for content in summaries:
+            self.write_event(step=step, summary=content)
 
     def add_scalars(self, rows):
         """Write the evaluations in these rows to TensorBoard's file."""
@@ -1016,7 +1084,12 @@ class Log:
             step = row["round"] * self.end + row["iteration"]
             scalars = [summary.scalar(tag, row[name]) for tag, name in SCALARS.items()]
             self.add_summaries(step, scalars)
-        sync(self.events.flush)
+        self.flush()
+
+    def flush(self):
+        """Let TensorBoard's file reach the disk."""
+        with writing(self.files.runs):
+            sync(self.events.flush)
 
     def step(self):
         """Count an iteration."""
@@ -1038,7 +1111,7 @@ class Log:
         }
         state.rows[-1].append(row)
         if "val_loss" in row:
-            with self.files.log.open("a") as file:
+            with writing(self.files.log), self.files.log.open("a") as file:
                 print(json.dumps(row), file=file)
             self.add_scalars(evaluations([row]))
         due = row["epoch"] % self.args.print_freq == 0 or state.iteration == self.end
@@ -1086,7 +1159,7 @@ def save_round(run, log):
     values = round_summary(rows)
 
     log.add_summaries(state.round, ticket_page(state, values))
-    sync(log.events.flush)
+    log.flush()
     write_arrays(run.files, state.rows, start=state.round)
     ticket = {
         "model": state.best,

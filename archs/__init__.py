@@ -5,13 +5,16 @@ datasets. A file in a dataset's folder is an architecture for that dataset only,
 precedence over a file of the same name in `common`.
 """
 
+import contextlib
 import importlib
 import pkgutil
+import sys
 from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 FACTS = ("CHANNELS", "SIZE", "CLASSES", "VAL_SIZE", "MEAN", "STD", "FILES", "load")
 
@@ -100,19 +103,22 @@ def load(dataset, data_dir, train):
     data = facts(dataset)
     files = f"in {Path(data_dir).resolve()}: {', '.join(data.FILES)}"
     try:
-        examples = data.load(data_dir, train)
-    except (PermissionError, MemoryError, NameError, AttributeError, TypeError, ImportError):
+        with _download_lock(dataset, data_dir):
+            examples = data.load(data_dir, train)
+    except (MemoryError, NameError, AttributeError, TypeError, ImportError):
         raise  # these say nothing about the files
     except Exception as error:  # torchvision raises many types, even AssertionError
         reason = one_line(error)
-        if all((Path(data_dir) / name).exists() for name in data.FILES):
-            raise ValueError(
-                f"{dataset} cannot be read from these files {files} ({reason}). "
-                "Replace them if they are damaged"
+        if not _is_complete(dataset, data_dir):
+            raise OSError(
+                f"{dataset} is missing and cannot be downloaded. Put these files {files}; "
+                f"or use --dataset=digits, which needs no download ({reason})"
             ) from error
-        raise OSError(
-            f"{dataset} is missing and cannot be downloaded. Put these files {files}; "
-            f"or use --dataset=digits, which needs no download ({reason})"
+        if isinstance(error, PermissionError):
+            raise
+        raise ValueError(
+            f"{dataset} cannot be read from these files {files} ({reason}). "
+            "Replace them if they are damaged"
         ) from error
 
     shape = (data.CHANNELS, data.SIZE, data.SIZE)
@@ -142,6 +148,38 @@ def load(dataset, data_dir, train):
             f"not in 0..{data.CLASSES - 1}, {files}"
         )
     return images.contiguous(), labels
+
+
+def _is_complete(dataset, data_dir):
+    return all((Path(data_dir) / name).exists() for name in facts(dataset).FILES)
+
+
+@contextlib.contextmanager
+def _download_lock(dataset, data_dir):
+    """Let one process download a dataset, while others wait.
+
+    There is no lock if the dataset is complete, because the folder may be read-only then.
+    """
+    path = Path(data_dir, f".{dataset}.lock")
+    if _is_complete(dataset, data_dir) and not path.exists():
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(
+            f"waiting for another process to download {dataset}; if there is none, delete {path}",
+            file=sys.stderr,
+        )
+        lock.acquire()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()  # while it exists, a file of the dataset may be incomplete
+        lock.release()
 
 
 def load_split(dataset, data_dir, seed=0, val_size=None):

@@ -29,6 +29,7 @@ import utils
 
 ROOT = Path(__file__).parent.parent
 
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 torch.set_flush_denormal(True)  # as main.main does, before torch starts its threads

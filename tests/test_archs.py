@@ -3,7 +3,9 @@
 import gzip
 import pickle
 import struct
+import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +188,78 @@ def test_missing_files_are_named_with_an_alternative(tmp_path, monkeypatch):
         assert str(tmp_path) in str(error.value)
         assert all(file in str(error.value) for file in archs.facts(dataset).FILES)
         assert "\n" not in str(error.value)
+
+
+SLOW = """
+import time
+from pathlib import Path
+
+import torch
+
+CHANNELS, SIZE, CLASSES, VAL_SIZE = 1, 28, 10, 1
+MEAN, STD = (0.5,), (0.25,)
+FILES = ["first", "last"]
+
+
+def load(data_dir, train):
+    first, last = (Path(data_dir, name) for name in FILES)
+    if not last.exists():
+        first.touch(exist_ok=False)
+        last.touch(exist_ok=False)
+        time.sleep(0.5)
+        last.write_text("whole")
+    assert last.read_text() == "whole"
+    return torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+"""
+
+
+def test_one_process_downloads_and_the_others_wait(own, tmp_path, capsys):
+    """They wait even if all files are there, of which the last is not complete yet."""
+    (own / "slow").mkdir()
+    (own / "slow/__init__.py").write_text(SLOW)
+    archs.facts("slow")
+    folder = tmp_path / "data"
+
+    def load():
+        return len(archs.load("slow", folder, train=True)[1])
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(load)
+        while not (folder / "last").exists():
+            time.sleep(0.01)
+        others = [pool.submit(load) for _ in range(3)]
+        assert [result.result() for result in (first, *others)] == [2] * 4
+    note = f"waiting for another process to download slow; if there is none, delete {folder}/.slow"
+    assert capsys.readouterr().err.count(note) == 3
+    assert {path.name for path in folder.iterdir()} == {"first", "last"}
+
+
+def test_a_complete_dataset_needs_no_lock(tmp_path, monkeypatch):
+    """Its folder may be read-only."""
+    write_mnist(tmp_path / "MNIST/raw")
+    monkeypatch.setattr(archs, "FileLock", None)
+    assert len(archs.load("mnist", tmp_path, train=True)[1])
+
+
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
+    """The error is simulated, because root may write anywhere."""
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(archs, "FileLock", refuse)
+    with pytest.raises(OSError, match=r"mnist is missing and cannot .*Permission denied"):
+        archs.load("mnist", tmp_path, train=True)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    write_mnist(tmp_path / "MNIST/raw")
+    monkeypatch.setattr(archs.facts("mnist"), "load", refuse)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        archs.load("mnist", tmp_path, train=True)
 
 
 def test_damaged_idx_files_are_reported(tmp_path):

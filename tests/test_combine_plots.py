@@ -466,7 +466,7 @@ def test_tables_can_be_printed_in_ascii(experiment, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # which has no ±
     result = command("combine_plots.py", f"--output_dir={experiment}")
     assert result.returncode == 0
-    assert "98.00 ? 0.71" in result.stdout
+    assert r"98.00 \xb1 0.71" in result.stdout
 
 
 def test_results_without_early_stopping_get_only_the_first_figure(tmp_path, figures, capsys):

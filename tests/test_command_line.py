@@ -1,9 +1,11 @@
 """main.py and combine_plots.py as a user types them."""
 
+import io
 import json
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import archs
 import combine_plots
 import main
 import utils
-from conftest import ROOT, arrays, command, png_size
+from conftest import ROOT, arrays, command, needs_linux, png_size
 
 QUICK = ("main.py", "--dataset=digits", "--prune_percent=20", "--gpu=cpu")
 
@@ -455,6 +457,7 @@ def two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(main, "check_gpu", lambda _: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     precision = torch.get_float32_matmul_precision()
@@ -466,6 +469,18 @@ def test_a_gpu_that_exists_is_used(two_gpus):
     assert main.pick_device(1) == torch.device("cuda", 1)
     with pytest.raises(utils.BadInput, match="0 to 1"):
         main.pick_device(2)
+
+
+def test_a_gpu_that_cannot_compute_is_refused(two_gpus, monkeypatch):
+    monkeypatch.undo()
+
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available\nfor execution on the device")
+
+    monkeypatch.setattr(torch, "ones", fail)
+    message = r"GPU 1 cannot be used \(RuntimeError: CUDA error: no kernel .*\)\. Install a torch"
+    with pytest.raises(utils.BadInput, match=message):
+        main.check_gpu(torch.device("cuda", 1))
 
 
 def test_tf32_and_autotuning_of_a_gpu_are_recorded(two_gpus):
@@ -492,6 +507,56 @@ def test_importing_has_no_effects(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# Streams
+
+
+@needs_linux
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_nothing(closed, tmp_path, small_args, undrawn):
+    args = small_args(prune_iterations=1, end_iter=1)
+    main.main(args)
+    flags = ["--prune_iterations=1", "--end_iter=1", f"--output_dir={tmp_path}"]
+    for line in (
+        [*QUICK, *flags],
+        ["combine_plots.py", f"--output_dir={tmp_path}", f"--csv={tmp_path / 'table.csv'}"],
+    ):
+        result = command("-c", CLOSED, closed, *line)
+        assert (result.returncode, result.stderr.count("Traceback")) == (0, 0)
+    assert arrays(args) == arrays(main.parse_args([*QUICK[1:], *flags]))
+    assert (tmp_path / "table.csv").read_text().startswith("arch_type,")
+
+
+CLOSED = """
+import os, shlex, sys
+os.execvp("sh", ["sh", "-c", f"exec {shlex.join([sys.executable, *sys.argv[2:]])} {sys.argv[1]}"])
+"""
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    with utils.one_line_errors("main.py"):
+        print("Zürich, \udcff, ±", flush=True)
+    assert shown.getvalue() == rb"Z\xfcrich, \udcff, \xb1" + os.linesep.encode()
+
+
+def test_streams_that_cannot_be_reconfigured_stay(monkeypatch):
+    """As in a notebook."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with utils.one_line_errors("main.py"):
+        print("hello")
+    assert sys.stdout is stream
+    assert stream.getvalue() == "hello\n"
+
+
+@pytest.mark.parametrize("program", [main, combine_plots])
+def test_docstrings_are_not_needed(program, monkeypatch):
+    """With PYTHONOPTIMIZE=2, there are none."""
+    monkeypatch.setattr(program, "__doc__", None)
+    assert program.parse_args(["--dataset=digits"]).dataset == "digits"
+
+
 # Threads
 
 
@@ -512,7 +577,7 @@ def test_flag_then_variable_then_work_set_the_threads(
     threads, variable, torchrun, large, expected, monkeypatch
 ):
     monkeypatch.setattr(utils, "THREADS", 8)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setattr(utils, "available_cores", lambda: 16)
     monkeypatch.delenv("OMP_NUM_THREADS")
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
@@ -523,8 +588,14 @@ def test_flag_then_variable_then_work_set_the_threads(
     assert utils.pick_threads(threads, work if large else work - 1) == expected
 
 
+def test_all_cores_are_available_if_the_system_does_not_tell(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert utils.available_cores() == 6
+
+
 def test_more_processes_than_cores_get_one_thread_each(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
+    monkeypatch.setattr(utils, "available_cores", lambda: 2)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert utils.pick_threads(None, utils.WORK_FOR_THREADS) == 1
@@ -751,7 +822,7 @@ def test_the_home_folder_is_expanded(monkeypatch):
     assert (args.output_dir, args.data_dir) == ("/home/frankle/tickets", "/home/frankle/data")
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # users do not see the latter
 def test_a_single_round_causes_no_warning(small_args, capsys):
     args = small_args(prune_iterations=1, end_iter=1)
     main.main(args)

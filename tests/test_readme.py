@@ -15,11 +15,12 @@ import archs
 import combine_plots
 import main
 import utils
-from conftest import ROOT, check_masks, command, same, ticket, trial_data
+from conftest import ROOT, check_masks, command, needs_linux, same, ticket, trial_data
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 README = PAGES[0].read_text()
 DEVELOPMENT = (ROOT / "docs/development.md").read_text()
+USING = (ROOT / "docs/using.md").read_text()
 
 
 def block(language, page, after):
@@ -43,7 +44,7 @@ def run(*flags):
 def test_using_a_ticket(scratch):
     run("--dataset=digits", "--prune_percent=20", "--prune_iterations=16")
     use = block("python", README, "## Using a ticket")
-    use_sparse = block("python", README, "use `sparsify`")
+    use_sparse = block("python", USING, "## Faster on a CPU")
     train = block("python", README, "keeps the pruned weights at zero")
     measure = """
 def training_loss():
@@ -73,6 +74,49 @@ for name, mask in ticket["masks"].items():
         assert float(after) < float(before)
         assert counts == ["0", str(code is use)] * 3
     assert results[1] == pytest.approx(results[0], rel=1e-4)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning"
+)  # of torch.export
+def test_using_a_ticket_in_other_code(scratch, tmp_path_factory, monkeypatch):
+    run("--dataset=digits", "--prune_percent=20", "--prune_iterations=16")
+    tickets = scratch / "saves/fc1/digits"
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "saves/fc1").mkdir(parents=True)
+    tickets.rename(elsewhere / "saves/fc1/digits")
+    use = block("python", README, "## Using a ticket")
+    path = block("python", USING, "## From another folder")
+    path = path.replace("/path/to/this/repository", str(scratch))
+    save = block("python", USING, "## In a small file")
+    load = block("python", USING, "This loads them")
+    result = command("-c", path + use + save + load, cwd=elsewhere)
+    assert result.returncode == 0, result.stderr
+    found = torch.load(elsewhere / "saves/fc1/digits/15_model_lt.pth.tar", weights_only=True)
+    torch.save(found["model"], "dense.pth")
+    shown = re.findall(r"^\| .* \| (\d\.\d\d) \|$", USING, re.MULTILINE)
+    for name, megabytes in zip(
+        ("saves/fc1/digits/15_model_lt.pth.tar", "dense.pth", "small.pth"), shown, strict=True
+    ):
+        size = (elsewhere / name).stat().st_size / 1e6
+        assert size == pytest.approx(float(megabytes), abs=0.005), name
+
+    names = {}
+    exec(use + load, names)
+    assert same(dict(names["model"].state_dict()), found["model"])
+    exec(use, names)
+    x = torch.rand(2, 1, 28, 28)
+    expected = names["model"](x)
+    exec(block("python", USING, "## Export"), names)
+    assert same(dict(names["model"].state_dict()), found["model"])
+    program = torch.export.export(names["model"], (x,)).module()
+    assert torch.equal(program(x), expected)
+    exec(block("python", USING, "## Faster on a CPU"), names)
+    with pytest.raises(RuntimeError):
+        torch.export.export(names["model"], (x,)).module()(x)
+    names["densify"](names["model"])
+    assert torch.equal(torch.export.export(names["model"], (x,)).module()(x), expected)
 
 
 SHARED = """
@@ -307,7 +351,9 @@ def test_all_flags_in_the_text_exist():
     known |= {"help", "logdir"}  # of argparse, of TensorBoard
     known |= {"device", "repeats", "kills"}  # of the tests
     known |= {"standalone", "nproc-per-node", "max-restarts", "nnodes"}  # of torchrun
-    known |= {"array", "cpus-per-task", "signal"}  # of Slurm
+    known |= {"array", "cpus-per-task", "gres", "time", "signal", "requeue"}  # of Slurm
+    known |= {"parsable", "dependency"}  # of Slurm
+    known |= {"process-slot-var", "system-site-packages"}  # of xargs, of venv
     for page in PAGES:
         found = set(re.findall(r"--([a-z][\w-]*)", page.read_text()))
         assert found <= known, page
@@ -323,7 +369,7 @@ printf '%s\n' "$line" >> "$STARTED"
 @pytest.fixture
 def started(tmp_path, monkeypatch):
     """A function that runs a shell script and returns the commands it starts, without effects."""
-    for name in ("python3", "pip", "torchrun"):
+    for name in ("python3", "pip", "torchrun", "sbatch"):
         (tmp_path / name).write_text(STUB)
         (tmp_path / name).chmod(0o755)
     (tmp_path / ".venv/bin").mkdir(parents=True)
@@ -342,6 +388,7 @@ def started(tmp_path, monkeypatch):
     return run
 
 
+@needs_linux
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_is_valid(page, started):
     for script in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
@@ -351,6 +398,8 @@ def test_every_command_is_valid(page, started):
             if "main.py" in args:
                 assert name in ("python3", "torchrun")
                 main.parse_args(args[args.index("main.py") + 1 :])
+            elif name == "sbatch":
+                main.parse_args(args[args.index("lottery.sh") + 1 :])
             elif args[0] == "combine_plots.py":
                 combine_plots.parse_args(args[1:])
             elif args[0] == "-c":
@@ -358,7 +407,9 @@ def test_every_command_is_valid(page, started):
             else:
                 assert " ".join([name, *args]) in (
                     "python3 -m venv .venv",
+                    "python3 -m venv --system-site-packages .venv",
                     "pip install -r requirements.txt",
+                    "pip install -r requirements.txt -c tests/constraints.txt",
                     "python3 -m pytest",
                 )
 

@@ -888,6 +888,16 @@ def sparse_step(args, data, percent=10):
     return step
 
 
+def dropout_draws_in_the_order_of_memory():
+    """It does not in torch 2.6."""
+    ones = torch.ones(8, 5)
+    dropped = []
+    for tensor in (ones, ones.t().contiguous().t()):
+        torch.manual_seed(0)
+        dropped.append(F.dropout(tensor))
+    return not torch.equal(*dropped)
+
+
 def test_in_alexnet_contiguous_outputs_are_taken_because_of_dropout(small_args, capsys):
     args = small_args(dataset="cifar10", arch_type="alexnet", batch_size=8)
     data = small_data(40, channels=3, size=32)
@@ -895,7 +905,10 @@ def test_in_alexnet_contiguous_outputs_are_taken_because_of_dropout(small_args, 
     before = utils.snapshot(vars(step.state))
     strided, _ = step.fast_ways()[1]
     problem = step.problem_of(strided, before, step.rehearse(before))
-    assert re.match(r"the (loss|gradient of \S+) changes by", problem)
+    if dropout_draws_in_the_order_of_memory():
+        assert re.match(r"the (loss|gradient of \S+) changes by", problem)
+    else:
+        assert problem == ""
     step.take_plain_way()
     step.rewind(before)
     step.speed_up()

@@ -3,17 +3,18 @@
 import contextlib
 import errno
 import gc
+import io
 import itertools
 import json
 import os
 import pickle
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ import archs
 import combine_plots
 import main
 import utils
-from conftest import ROOT, Mark, arrays, command, finished_rounds, same
+from conftest import ROOT, Mark, arrays, command, finished_rounds, needs_linux, same
 
 FLAGS = ("--dataset=digits", "--gpu=cpu", "--prune_percent=20")
 
@@ -51,6 +52,7 @@ def run(args, **changes):
 # Resuming
 
 
+@needs_linux
 def test_runs_killed_at_random_moments_end_as_if_undisturbed():
     result = command("tests/kill_loop.py", "--kills=6", timeout=400)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -212,8 +214,13 @@ def test_another_network_is_refused(small_args, tiny):
         run(args, prune_iterations=2)
 
 
-def test_checkpoints_are_at_most_half_a_minute_apart(small_args, monkeypatch, undrawn):
-    """By a clock that advances ten seconds per iteration."""
+@pytest.mark.parametrize(
+    ("duration", "longest"), [(0, 30), (0.4, 30), (1, 60)], ids=["instant", "fast", "slow"]
+)
+def test_checkpoints_are_rarer_if_they_take_long(
+    duration, longest, small_args, monkeypatch, undrawn
+):
+    """By a clock that advances ten seconds per iteration, and by `duration` per checkpoint."""
     now, saved = [0], []
     monkeypatch.setattr(utils.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(utils.tqdm, "update", lambda *_: now.__setitem__(0, now[0] + 10))
@@ -221,19 +228,46 @@ def test_checkpoints_are_at_most_half_a_minute_apart(small_args, monkeypatch, un
 
     def spy(path, *rest):
         if "checkpoint_" in path.name:
+            now[0] += duration
             saved.append(now[0])
         save(path, *rest)
 
     monkeypatch.setattr(utils, "save_checkpoint", spy)
-    run(small_args(prune_iterations=2))
+    run(small_args(prune_iterations=2, end_iter=6))
     assert saved[0] <= 10
-    assert max(after - before for before, after in itertools.pairwise(saved)) <= 30
+    distances = [after - duration - before for before, after in itertools.pairwise(saved)]
+    assert longest - 10 < max(distances) <= longest
+    assert duration * len(saved) <= 0.025 * now[0]
     assert now[0] - saved[-1] <= 0, "no checkpoint at the end of the round"
+
+
+def test_only_the_trial_that_trains_holds_tensors(small_args, tiny, monkeypatch):
+    """Those of finished trials, and the checkpoints of later ones, would fill the memory."""
+    args = small_args(trials=3)
+    expected = run(args)
+    for seed in range(3):
+        utils.Files(small_args(seed=seed)).ticket(2).unlink()  # so that the last round is trained
+    resumed, start = [], utils.Run.start_or_resume
+
+    def spy(trial, state):
+        others = [other for other in gc.get_objects() if type(other) is utils.Run]
+        resumed.append((trial.args.seed, [other.state for other in others]))
+        for other in filter(lambda other: other.saved, others):
+            tensors = [*other.saved["state"]["model"].values(), other.saved["state"]["loss"]]
+            assert {tensor.device.type for tensor in tensors} == {"meta"}
+        start(trial, state)
+
+    monkeypatch.setattr(utils.Run, "start_or_resume", spy)
+    gc.collect()
+    assert run(args) == expected
+    assert [seed for seed, _ in resumed] == [0, 1, 2]
+    assert all(set(states) == {None} for _, states in resumed)
 
 
 # Signals
 
 
+@needs_linux
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_a_checkpoint_and_say_how_to_resume(
     number, status, tmp_path, small_args, undrawn
@@ -285,6 +319,7 @@ def test_nothing_is_lost_if_the_reader_of_the_output_ends(last, small_args, monk
     assert run(args, overwrite=False) == expected
 
 
+@needs_linux
 def test_a_closed_pipe_ends_a_run_quietly(tmp_path, small_args, monkeypatch, undrawn):
     """As in `python3 main.py | head -1`."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # what is buffered must not fail at exit
@@ -311,6 +346,8 @@ def test_a_closed_pipe_ends_a_run_quietly(tmp_path, small_args, monkeypatch, und
 
 def limited(folder, limit, *more):
     """Run main.py in a process whose files cannot grow beyond `limit` bytes, as on a full disk."""
+    import resource  # here, because Windows does not have it
+
     return subprocess.run(
         [
             sys.executable,
@@ -329,13 +366,16 @@ def limited(folder, limit, *more):
 
 
 # The initial weights have 1.1 MB, a checkpoint 4.3 MB, a ticket 2.4 MB, figures and events less.
+@needs_linux
 @pytest.mark.parametrize("limit", [100, 2_000_000])
 def test_files_that_cannot_grow_are_one_line_and_the_run_resumes(
     limit, tmp_path, small_args, undrawn
 ):
     result = limited(tmp_path, limit)
     assert result.returncode == 1, result.stderr
-    assert result.stderr.splitlines()[-1].startswith("main.py: error: ")
+    error = result.stderr.splitlines()[-1]
+    path = tmp_path / "saves/fc1/digits/checkpoint_lt.pth.tar"
+    assert error.startswith(f"main.py: error: {path} cannot be written: File too large. Free some")
     assert "Traceback" not in result.stderr
     assert "Exception ignored" not in result.stderr
     assert not list(tmp_path.rglob("*.tmp"))
@@ -358,6 +398,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+@needs_linux
 def test_a_run_resumes_after_a_full_disk(small_disk, small_args, monkeypatch, undrawn):
     ballast, left, unraised = small_disk / "ballast", 11_800_000, []
     monkeypatch.setattr(sys, "unraisablehook", unraised.append)
@@ -365,7 +406,8 @@ def test_a_run_resumes_after_a_full_disk(small_disk, small_args, monkeypatch, un
     expected = run(args)
     for space in (10_000, 1_000_000, 3_000_000, 6_000_000, 10_000_000):
         ballast.write_bytes(bytes(left - space))
-        with pytest.raises(OSError, match="No space left on device"):
+        message = rf"^{small_disk}/\S+ cannot be written: No space left on device\. Free some space"
+        with pytest.raises(utils.CannotWrite, match=message):
             run(args, output_dir=str(small_disk))
         gc.collect()
         assert not unraised, "a file was left open"
@@ -395,7 +437,7 @@ def test_a_failed_event_leaves_no_file_open(last, small_args, tiny, monkeypatch)
             super().write(data)
 
     monkeypatch.setattr(utils, "RecordWriter", Full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(utils.CannotWrite, match="runs/fc1/digits/lt cannot be written: No space"):
         run(small_args(prune_iterations=1))
     assert opened
     assert all(file.closed for file in opened)
@@ -413,6 +455,34 @@ def test_file_systems_without_sync_work(number, fails, small_args, tiny, monkeyp
     with pytest.raises(OSError, match="fsync") if fails else contextlib.nullcontext():
         run(args)
     assert fails or finished_rounds(args) == 1
+
+
+@pytest.mark.parametrize("name", ["checkpoint_lt.pth.tar", "lt_compression.dat", "lt_log.jsonl"])
+def test_an_error_of_the_system_names_the_file(name, small_args, tiny, monkeypatch, capsys):
+    """Even if libraries would replace it by one of their own, as NumPy does."""
+
+    class Full(io.FileIO):
+        def write(self, _):
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    original = Path.open
+
+    def full(path, mode="r"):
+        is_full = path.name in (name, f"{name}.tmp") and mode != "r"
+        return Full(path, mode.replace("b", "")) if is_full else original(path, mode)
+
+    args = small_args(prune_iterations=1)
+    expected = run(args)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(SystemExit) as stop, utils.one_line_errors("main.py"):
+            run(args, overwrite=True)
+    assert stop.value.code == 1
+    place = "saves" if "checkpoint" in name else "dumps/lt"
+    path = Path(args.output_dir, place, "fc1/digits", name)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"main.py: error: {path} cannot be written: Disk quota exceeded. Free")
+    assert run(args, overwrite=name.startswith("checkpoint")) == expected
 
 
 def fill_a_gpu():
@@ -593,6 +663,45 @@ def test_a_second_process_on_the_same_run_is_refused(small_args, undrawn):
         run(small_args(prune_iterations=1, end_iter=1, prune_type="reinit"))
         run(small_args(prune_iterations=1, end_iter=1, seed=1))
     run(args)
+
+
+@pytest.fixture
+def no_flock(monkeypatch):
+    """A file system without locks, where the existence of a lock file counts."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_without_locks_a_stale_lock_says_whose_it_is(small_args, tiny, no_flock):
+    args = small_args(prune_iterations=1, end_iter=1)
+    path = utils.Files(args).lock
+    run(args)
+    assert not path.exists()
+    path.write_text("123\nnode7\n")
+    os.utime(path, (0, 0))
+    since = f"{datetime.fromtimestamp(0):%Y-%m-%d %H:%M}"
+    message = rf"^process 123 on node7 has used the run in \S+ since {since}\. If .* delete {path}"
+    with pytest.raises(utils.BadInput, match=message):
+        run(args)
+    path.unlink()
+    run(args)
+
+
+def test_a_file_system_that_refuses_locks_is_named(small_args, tiny, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    message = "--output_dir=.* No locks available.* file system does not lock files: choose another"
+    with pytest.raises(utils.BadInput, match=message):
+        run(small_args(prune_iterations=1, end_iter=1))
 
 
 def test_the_lock_is_released_on_an_error(small_args, monkeypatch):

@@ -16,7 +16,7 @@ import archs
 import combine_plots
 import main
 import utils
-from conftest import ROOT, finished_rounds
+from conftest import ROOT, finished_rounds, needs_linux
 
 FLAGS = (
     "--dataset=digits",
@@ -66,7 +66,7 @@ def test_every_trial_runs_in_exactly_one_process(processes, monkeypatch):
 
 
 def test_processes_share_cores_and_take_turns_on_gpus(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(utils, "available_cores", lambda: 8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "6")  # on two machines
@@ -110,6 +110,7 @@ def test_unusable_torchrun_commands_are_refused(flags, advice, small_args, monke
         main.main(args)
 
 
+@needs_linux
 def test_a_signal_at_the_end_of_a_trial_stops_all_trials(small_args, monkeypatch):
     figure = combine_plots.draw_round
     monkeypatch.setattr(
@@ -150,6 +151,7 @@ def torchrun(processes, *command, restarts=0):
     )
 
 
+@needs_linux
 def test_torchrun_distributes_trials_and_restarts_killed_processes(tmp_path, one_by_one):
     process = torchrun(
         2, "main.py", *FLAGS, "--seed=3", "--trials=4", f"--output_dir={tmp_path}", restarts=2
@@ -187,6 +189,7 @@ with utils.one_line_errors("main.py"):
 """
 
 
+@needs_linux
 def test_under_torchrun_a_failed_trial_waits_for_the_others(tmp_path, one_by_one):
     """Of three processes, one has a finished trial, one fails in its first epoch, one trains."""
     output = tmp_path / "output"
