@@ -157,7 +157,8 @@ def write_text(path, text, description):
     path = Path(path)
     content = text.encode(errors="replace")
     if path.exists() and not path.is_file():
-        path.write_bytes(content)
+        with utils.writing(path):
+            path.write_bytes(content)
     else:
         utils.write(path.resolve(), lambda file: file.write(content), shared=True)
     print(f"{path}: {description}")
@@ -1100,7 +1101,7 @@ def check_tables(parser, tables):
     """Exit with status 2 if tables cannot be written to these paths, which may be None."""
     places = [Path(table).resolve() for table in tables if table]
     for place in places:
-        output = place.is_file() and place.samefile("/dev/stdout")
+        output = place.is_file() and os.path.samestat(place.stat(), os.fstat(1))
         if place.is_dir() or output or places.count(place) > 1:
             parser.error(
                 f"{place} cannot hold a table: it is a folder, the file of the output, or that of "

@@ -702,7 +702,7 @@ def pick_device(gpu):
     """
     # Adam's averages of weights without gradients become denormal numbers: ten times slower.
     torch.set_flush_denormal(True)
-    # NumPy before 2.4 notices.
+    # NumPy before 2.4 would tell.
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu == "cpu":
@@ -728,7 +728,7 @@ def check_gpu(device):
     except RuntimeError as error:
         raise utils.BadInput(
             f"GPU {device.index} cannot be used ({archs.one_line(error)}). Install a torch that is "
-            "built for it, or use --gpu=cpu"
+            "built for it, or choose another --gpu, such as cpu"
         ) from error
 
 

@@ -51,8 +51,9 @@ MAY_CHANGE_ON_RESUME = {
     "print_freq",
     "masks_from_checksums",  # each further round adds one
 }
-CHECKPOINT_SECONDS = 20  # at least, from one checkpoint to the next
-CHECKPOINT_SHARE = 0.02  # of the time, at most; if a checkpoint takes long, they become rarer
+PYTHON = (3, 11)  # knows the format "z", which writes -0.0 as 0.0
+CHECKPOINT_SECONDS = 20  # between checkpoints, at least
+CHECKPOINT_SHARE = 0.02  # of the time that checkpoints may take: if one takes long, they are rarer
 THREADS = torch.get_num_threads()  # OMP_NUM_THREADS, or the available cores
 # Floating-point operations in the forward pass of a batch, from which on more than one thread is
 # worth its risk: docs/speed.md.
@@ -119,6 +120,9 @@ def one_line_errors(program):
     """Report errors that a user can cause as one line on stderr, and exit with a status."""
     prepare_streams()
     try:
+        if sys.version_info < PYTHON:
+            needed = ".".join(map(str, PYTHON))
+            raise BadInput(f"Python {needed} or newer is needed, not {platform.python_version()}")
         yield
     except Stopped as stop:
         exit_with(128 + stop.signal, program, stop)
@@ -547,6 +551,8 @@ def writing(path):
     """Raise errors of the system as CannotWrite, which names the file and says what to do."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise CannotWrite(error.errno, error.strerror or str(error), str(path)) from error
 

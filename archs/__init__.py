@@ -101,26 +101,8 @@ def load(dataset, data_dir, train):
     if they are missing and cannot be downloaded, and ValueError if they are not as expected.
     """
     data = facts(dataset)
-    files = f"in {Path(data_dir).resolve()}: {', '.join(data.FILES)}"
-    try:
-        with _download_lock(dataset, data_dir):
-            examples = data.load(data_dir, train)
-    except (MemoryError, NameError, AttributeError, TypeError, ImportError):
-        raise  # these say nothing about the files
-    except Exception as error:  # torchvision raises many types, even AssertionError
-        reason = one_line(error)
-        if not _is_complete(dataset, data_dir):
-            raise OSError(
-                f"{dataset} is missing and cannot be downloaded. Put these files {files}; "
-                f"or use --dataset=digits, which needs no download ({reason})"
-            ) from error
-        if isinstance(error, PermissionError):
-            raise
-        raise ValueError(
-            f"{dataset} cannot be read from these files {files} ({reason}). "
-            "Replace them if they are damaged"
-        ) from error
-
+    files = _files(dataset, data_dir)
+    examples = _read(dataset, data_dir, train)
     shape = (data.CHANNELS, data.SIZE, data.SIZE)
     try:
         images, labels = map(torch.as_tensor, examples)
@@ -150,8 +132,36 @@ def load(dataset, data_dir, train):
     return images.contiguous(), labels
 
 
+def _files(dataset, data_dir):
+    """Return in words where the files of a dataset belong."""
+    return f"in {Path(data_dir).resolve()}: {', '.join(facts(dataset).FILES)}"
+
+
 def _is_complete(dataset, data_dir):
+    """Return whether all files of a dataset exist."""
     return all((Path(data_dir) / name).exists() for name in facts(dataset).FILES)
+
+
+def _read(dataset, data_dir, train):
+    """Return what a dataset's own `load` returns. Raises OSError and ValueError as `load` does."""
+    try:
+        with _download_lock(dataset, data_dir):
+            return facts(dataset).load(data_dir, train)
+    except (MemoryError, NameError, AttributeError, TypeError, ImportError):
+        raise  # these say nothing about the files
+    except Exception as error:  # torchvision raises many types, even AssertionError
+        files, reason = _files(dataset, data_dir), one_line(error)
+        if not _is_complete(dataset, data_dir):
+            raise OSError(
+                f"{dataset} is missing and cannot be downloaded. Put these files {files}; "
+                f"or use --dataset=digits, which needs no download ({reason})"
+            ) from error
+        if isinstance(error, PermissionError):
+            raise
+        raise ValueError(
+            f"{dataset} cannot be read from these files {files} ({reason}). "
+            "Replace them if they are damaged"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -219,13 +219,14 @@ def test_one_process_downloads_and_the_others_wait(own, tmp_path, capsys):
     (own / "slow/__init__.py").write_text(SLOW)
     archs.facts("slow")
     folder = tmp_path / "data"
+    folder.mkdir()
 
     def load():
         return len(archs.load("slow", folder, train=True)[1])
 
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(load)
-        while not (folder / "last").exists():
+        while not (folder / "last").exists() and not first.done():
             time.sleep(0.01)
         others = [pool.submit(load) for _ in range(3)]
         assert [result.result() for result in (first, *others)] == [2] * 4

@@ -1588,12 +1588,13 @@ def test_all_columns_have_both_lines_of_their_headers(tmp_path, capsys):
     assert re.search(r"^ +best validation \(%\) +early stopping \(%\)$", output, re.MULTILINE)
 
 
+@pytest.mark.parametrize("value", [math.nan, -1, 101])
 @pytest.mark.parametrize("name", ["compression", "bestaccuracy"])
 @pytest.mark.usefixtures("undrawn")
-def test_rounds_that_are_not_numbers_are_left_out(name, tmp_path, capsys):
+def test_rounds_that_are_not_percentages_are_left_out(name, value, tmp_path, capsys):
     write_run(tmp_path, "lt", [90, 91], 0, end=2000)
     dumps = write_run(tmp_path, "lt", [90, 91], 1, end=2000)
-    utils.write_array(dumps / f"lt_{name}.dat", [80, math.nan])
+    utils.write_array(dumps / f"lt_{name}.dat", [80, value])
     combine(tmp_path)
     output, error = capsys.readouterr()
     assert "One seed." in output

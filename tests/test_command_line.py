@@ -430,6 +430,15 @@ def test_errors_are_one_line_with_a_status(tmp_path, small_args, capsys):
     assert "Traceback" not in result.stderr
 
 
+def test_an_old_python_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13))
+    with pytest.raises(SystemExit) as stop, utils.one_line_errors("main.py"):
+        main.main(None)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("main.py: error: Python 3.11 or newer is needed, not 3.")
+
+
 def test_an_architecture_of_another_dataset_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(
         archs,
@@ -453,27 +462,30 @@ def test_without_a_gpu_the_cpu_is_used_and_reported(monkeypatch, capsys):
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """Make torch report two GPUs; restore the precision that is chosen for them."""
+    """Make torch report two GPUs; restore the precision that is chosen for them.
+
+    Returns a list, to which those that are checked are added.
+    """
+    checked = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
-    monkeypatch.setattr(main, "check_gpu", lambda _: None)
+    monkeypatch.setattr(main, "check_gpu", checked.append)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     precision = torch.get_float32_matmul_precision()
-    yield
+    yield checked
     torch.set_float32_matmul_precision(precision)
 
 
 def test_a_gpu_that_exists_is_used(two_gpus):
     assert main.pick_device(1) == torch.device("cuda", 1)
+    assert two_gpus == [torch.device("cuda", 1)]
     with pytest.raises(utils.BadInput, match="0 to 1"):
         main.pick_device(2)
 
 
-def test_a_gpu_that_cannot_compute_is_refused(two_gpus, monkeypatch):
-    monkeypatch.undo()
-
+def test_a_gpu_that_cannot_compute_is_refused(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("CUDA error: no kernel image is available\nfor execution on the device")
 

@@ -100,7 +100,7 @@ def test_using_a_ticket_in_other_code(scratch, tmp_path_factory, monkeypatch):
         ("saves/fc1/digits/15_model_lt.pth.tar", "dense.pth", "small.pth"), shown, strict=True
     ):
         size = (elsewhere / name).stat().st_size / 1e6
-        assert size == pytest.approx(float(megabytes), abs=0.005), name
+        assert size == pytest.approx(float(megabytes), abs=0.01), name
 
     names = {}
     exec(use + load, names)
@@ -353,7 +353,7 @@ def test_all_flags_in_the_text_exist():
     known |= {"standalone", "nproc-per-node", "max-restarts", "nnodes"}  # of torchrun
     known |= {"array", "cpus-per-task", "gres", "time", "signal", "requeue"}  # of Slurm
     known |= {"parsable", "dependency"}  # of Slurm
-    known |= {"process-slot-var", "system-site-packages"}  # of xargs, of venv
+    known |= {"process-slot-var", "system-site-packages", "resolution"}  # of xargs, venv, uv
     for page in PAGES:
         found = set(re.findall(r"--([a-z][\w-]*)", page.read_text()))
         assert found <= known, page
