@@ -670,7 +670,7 @@ def in_use(path):
             f"process {number} on {host} has used the run in {path.parent} since {since}. If it has"
             f" ended, delete {path}"
         )
-    return f"another process is using the run in {path.parent}"
+    return f"another process is using the run in {path.parent}: wait for it, or stop it"
 
 
 class Run:

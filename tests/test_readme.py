@@ -15,6 +15,7 @@ import archs
 import combine_plots
 import main
 import utils
+from archs.sparse import WeightRead
 from conftest import ROOT, check_masks, command, needs_linux, same, ticket, trial_data
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -113,8 +114,10 @@ def test_using_a_ticket_in_other_code(scratch, tmp_path_factory, monkeypatch):
     program = torch.export.export(names["model"], (x,)).module()
     assert torch.equal(program(x), expected)
     exec(block("python", USING, "## Faster on a CPU"), names)
-    with pytest.raises(RuntimeError):
-        torch.export.export(names["model"], (x,)).module()(x)
+    with torch.no_grad(), pytest.raises(Exception, match="sparse_compressed_tensor"):
+        torch.export.save(torch.export.export(names["model"], (x,)), "network.pt2")
+    with pytest.raises(WeightRead):
+        torch.jit.trace(names["model"], (x,))
     names["densify"](names["model"])
     assert torch.equal(torch.export.export(names["model"], (x,)).module()(x), expected)
 
