@@ -651,7 +651,7 @@ def lock(runs):
                 raise BadInput(in_use(path)) from error
             except OSError as error:
                 problem = f"--output_dir={run.args.output_dir} cannot be used: {error}"
-                if error.errno == errno.ENOLCK:
+                if error.errno in (errno.ENOLCK, errno.ENOTSUP):
                     problem += ". Its file system does not lock files: choose another one"
                 raise BadInput(problem) from error
         yield
@@ -670,7 +670,7 @@ def in_use(path):
             f"process {number} on {host} has used the run in {path.parent} since {since}. If it has"
             f" ended, delete {path}"
         )
-    return f"another process is using the run in {path.parent}: wait for it, or stop it"
+    return f"another process has the lock of the run, {path}: wait for it, or stop it"
 
 
 class Run:
@@ -688,7 +688,7 @@ class Run:
         self.refused = list(refused)  # the flags that the run does not have
         self.before_training = before_training  # whether the criterion uses no trained weights
         self.saved_path = None  # of the checkpoint to resume from
-        self.saved = None  # its content; the tensors have shapes and types, but no values
+        self.saved = None  # its content
         self.state = None  # until it is started or resumed
         self.next_save = time.monotonic() + CHECKPOINT_SECONDS
         self.stop = None  # the number of the signal that arrived
@@ -709,9 +709,13 @@ class Run:
         self.stop = number
         signal.signal(number, self.handlers[number])  # a second signal takes effect at once
 
-    def find_checkpoint(self):
-        """Find the checkpoint to resume from. Raises BadInput if there is none that can be used."""
-        self.saved_path, self.saved = newest_checkpoint(self)
+    def find_checkpoint(self, device="meta"):
+        """Find the checkpoint to resume from. Raises BadInput if there is none that can be used.
+
+        On the device "meta", its tensors have no values, so that those of many trials fit into
+        memory.
+        """
+        self.saved_path, self.saved = newest_checkpoint(self, device)
 
     def finished_rounds(self):
         """Return the number of finished rounds that the checkpoint has."""
@@ -770,8 +774,10 @@ class Run:
     def start_or_resume(self, state):
         """Save the new run's `state`, or restore the checkpoint into it; note what has changed."""
         if self.saved:
-            content = load_checkpoint(self.saved_path, {"state": dict})
-            restore(vars(state), content["state"])
+            self.find_checkpoint("cpu")  # which may have changed since it was checked
+            self.check_state(state)
+        if self.saved:
+            restore(vars(state), self.saved["state"])
             subject = f"{self.files.dumps} resumes with changes"
             now = provenance() | machine(self.args, state.loss.device)
             note_changes(subject, self.saved["made_by"], now)
@@ -807,21 +813,22 @@ class Run:
             raise Stopped(self.stop, where, self.args.overwrite)
 
 
-def newest_checkpoint(run):
+def newest_checkpoint(run, device):
     """Return path and content of the newest undamaged checkpoint; (None, None) without results.
 
-    Raises BadInput if its settings differ, or if there are results but no checkpoint.
+    Its tensors are on `device`. Raises BadInput if its settings differ, or if there are results but
+    no checkpoint.
     """
     damage = None
     for path in filter(Path.exists, (run.files.checkpoint, run.files.previous_checkpoint)):
         try:
             types = {"state": dict, "args": dict, "made_by": dict}
-            saved = load_checkpoint(path, types, "meta")  # so that many trials fit into memory
+            saved = load_checkpoint(path, types, device)
         except BadInput as error:
             damage = damage or error
             continue
         run.check_settings(saved["args"])
-        if damage:
+        if damage and device != "meta":  # on which it is only checked
             print(f"{damage}: resuming from the previous checkpoint", file=sys.stderr)
         return path, saved
 

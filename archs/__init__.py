@@ -171,7 +171,8 @@ def _download_lock(dataset, data_dir):
     There is no lock if the dataset is complete, because the folder may be read-only then.
     """
     path = Path(data_dir, f".{dataset}.lock")
-    if _is_complete(dataset, data_dir) and not path.exists():
+    complete = _is_complete(dataset, data_dir)
+    if complete and not path.exists():
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,6 +185,9 @@ def _download_lock(dataset, data_dir):
             file=sys.stderr,
         )
         lock.acquire()
+    except OSError:
+        if not complete:
+            raise
     try:
         yield
     finally:

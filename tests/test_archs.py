@@ -1,5 +1,6 @@
 """Every architecture on every dataset; the datasets' files in their formats, good and bad."""
 
+import errno
 import gzip
 import pickle
 import struct
@@ -239,6 +240,18 @@ def test_a_complete_dataset_needs_no_lock(tmp_path, monkeypatch):
     """Its folder may be read-only."""
     write_mnist(tmp_path / "MNIST/raw")
     monkeypatch.setattr(archs, "FileLock", None)
+    assert len(archs.load("mnist", tmp_path, train=True)[1])
+
+
+def test_a_complete_dataset_is_read_even_if_a_left_lock_cannot_be_taken(tmp_path, monkeypatch):
+    """As in a folder that has become read-only."""
+    write_mnist(tmp_path / "MNIST/raw")
+    (tmp_path / ".mnist.lock").touch()
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(archs.FileLock, "acquire", refuse)
     assert len(archs.load("mnist", tmp_path, train=True)[1])
 
 

@@ -1,7 +1,6 @@
 """What the survivors become: every prune type, the untrained ticket, and training accuracy."""
 
 import itertools
-import os
 import signal
 from functools import partial
 
@@ -333,7 +332,7 @@ def test_the_untrained_ticket_is_evaluated_once_even_if_the_run_resumes(
     def stop(log):
         step(log)
         if log.state.iteration == iteration:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
         patch.setattr(utils.Log, "step", stop)

@@ -241,6 +241,39 @@ def test_checkpoints_are_rarer_if_they_take_long(
     assert now[0] - saved[-1] <= 0, "no checkpoint at the end of the round"
 
 
+def test_a_checkpoint_is_checked_again_when_its_trial_resumes(small_args, tiny, monkeypatch):
+    """Its trial may have waited for hours."""
+    args = small_args(prune_iterations=2, end_iter=1)
+    expected = run(args)
+    found = utils.Files(args)
+    found.ticket(1).unlink()  # so that the last round is trained
+    whole = found.checkpoint.read_bytes()
+    start, changed = utils.Run.start_or_resume, []
+
+    def change(trial, state):
+        changed.pop()()
+        start(trial, state)
+
+    monkeypatch.setattr(utils.Run, "start_or_resume", change)
+    changed.append(lambda: found.checkpoint.write_bytes(whole[:-1000]))
+    assert run(args) == expected, "it does not resume from the previous checkpoint"
+
+    other = small_args(prune_iterations=2, end_iter=1, seed=1)
+    changed.append(lambda: None)
+    run(other)
+    found.ticket(1).unlink()
+    changed.append(lambda: found.checkpoint.write_bytes(utils.Files(other).checkpoint.read_bytes()))
+    with pytest.raises(utils.BadInput, match="has results with --seed=1, not 0"):
+        run(args)
+
+    saved = torch.load(utils.Files(args).previous_checkpoint, weights_only=True)
+    del saved["state"]["masks"]
+    found.checkpoint.write_bytes(whole)
+    changed.append(lambda: torch.save(saved, found.checkpoint))
+    with pytest.raises(utils.BadInput, match="of another network or version"):
+        run(args)
+
+
 def test_only_the_trial_that_trains_holds_tensors(small_args, tiny, monkeypatch):
     """Those of finished trials, and the checkpoints of later ones, would fill the memory."""
     args = small_args(trials=3)
@@ -576,8 +609,7 @@ def test_a_run_resumes_from_the_previous_checkpoint_if_one_is_damaged(
     newest = saves / "checkpoint_lt.pth.tar"
     newest.write_bytes(newest.read_bytes()[:-1000])
     assert run(args) == expected
-    assert "checkpoint_lt.pth.tar is damaged" in capsys.readouterr().err
-    capsys.readouterr()
+    assert capsys.readouterr().err.count("checkpoint_lt.pth.tar is damaged") == 1
     assert run(args) == expected
     assert "damaged" not in capsys.readouterr().err, "the damaged checkpoint was not replaced"
 
@@ -692,14 +724,15 @@ def test_without_locks_a_stale_lock_says_whose_it_is(small_args, tiny, no_flock)
     run(args)
 
 
-def test_a_file_system_that_refuses_locks_is_named(small_args, tiny, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_that_refuses_locks_is_named(number, small_args, tiny, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
 
     def refuse(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    message = "--output_dir=.* No locks available.* file system does not lock files: choose another"
+    message = f"--output_dir=.* {os.strerror(number)}.* does not lock files: choose another one"
     with pytest.raises(utils.BadInput, match=message):
         run(small_args(prune_iterations=1, end_iter=1))
 

@@ -110,13 +110,12 @@ def test_unusable_torchrun_commands_are_refused(flags, advice, small_args, monke
         main.main(args)
 
 
-@needs_linux
 def test_a_signal_at_the_end_of_a_trial_stops_all_trials(small_args, monkeypatch):
     figure = combine_plots.draw_round
     monkeypatch.setattr(
         combine_plots,
         "draw_round",
-        lambda *args: (os.kill(os.getpid(), signal.SIGTERM), figure(*args)),
+        lambda *args: (signal.raise_signal(signal.SIGTERM), figure(*args)),
     )
     args = small_args(prune_iterations=1, end_iter=1, trials=3)
     with pytest.raises(utils.Stopped, match="SIGTERM in round 0 of seed 0 after 20 iterations"):
@@ -231,7 +230,7 @@ def test_overwriting_deletes_all_trials_before_the_first_starts(small_args, monk
     monkeypatch.setattr(archs, "build", network(6))
     args.overwrite = True
     with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
-        patch.setattr(combine_plots, "draw_round", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(combine_plots, "draw_round", lambda *_: signal.raise_signal(signal.SIGTERM))
         main.main(args)
     assert not utils.Files(small_args(seed=1)).checkpoint.exists()
     args.overwrite = False
