@@ -822,13 +822,12 @@ def newest_checkpoint(run, device):
     damage = None
     for path in filter(Path.exists, (run.files.checkpoint, run.files.previous_checkpoint)):
         try:
-            types = {"state": dict, "args": dict, "made_by": dict}
-            saved = load_checkpoint(path, types, device)
+            saved = load_checkpoint(path, {"state": dict, "args": dict, "made_by": dict}, device)
         except BadInput as error:
             damage = damage or error
             continue
         run.check_settings(saved["args"])
-        if damage and device != "meta":  # on which it is only checked
+        if damage and path != run.saved_path:  # otherwise it is printed already
             print(f"{damage}: resuming from the previous checkpoint", file=sys.stderr)
         return path, saved
 

@@ -191,9 +191,10 @@ def _download_lock(dataset, data_dir):
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink()  # while it exists, a file of the dataset may be incomplete
-        lock.release()
+        if lock.is_locked:
+            with contextlib.suppress(OSError):
+                path.unlink()  # while it exists, a file of the dataset may be incomplete
+            lock.release()
 
 
 def load_split(dataset, data_dir, seed=0, val_size=None):

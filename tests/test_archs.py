@@ -253,6 +253,7 @@ def test_a_complete_dataset_is_read_even_if_a_left_lock_cannot_be_taken(tmp_path
 
     monkeypatch.setattr(archs.FileLock, "acquire", refuse)
     assert len(archs.load("mnist", tmp_path, train=True)[1])
+    assert (tmp_path / ".mnist.lock").exists(), "another user may hold it"
 
 
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path, monkeypatch):

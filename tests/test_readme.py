@@ -42,7 +42,7 @@ def run(*flags):
     main.main(main.parse_args(["--end_iter=1", "--gpu=cpu", *flags]))
 
 
-def test_using_a_ticket(scratch):
+def test_using_a_ticket(scratch, undrawn):
     run("--dataset=digits", "--prune_percent=20", "--prune_iterations=16")
     use = block("python", README, "## Using a ticket")
     use_sparse = block("python", USING, "## Faster on a CPU")
@@ -77,10 +77,7 @@ for name, mask in ticket["masks"].items():
     assert results[1] == pytest.approx(results[0], rel=1e-4)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning"
-)  # of torch.export
-def test_using_a_ticket_in_other_code(scratch, tmp_path_factory, monkeypatch):
+def test_using_a_ticket_in_other_code(scratch, undrawn, tmp_path_factory, monkeypatch):
     run("--dataset=digits", "--prune_percent=20", "--prune_iterations=16")
     tickets = scratch / "saves/fc1/digits"
     elsewhere = tmp_path_factory.mktemp("elsewhere")

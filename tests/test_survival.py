@@ -518,6 +518,11 @@ def test_an_error_of_the_system_names_the_file(name, small_args, tiny, monkeypat
     assert run(args, overwrite=name.startswith("checkpoint")) == expected
 
 
+def test_a_reader_that_has_ended_is_no_error_of_the_system():
+    with pytest.raises(BrokenPipeError), utils.writing("pipe"):
+        raise BrokenPipeError
+
+
 def fill_a_gpu():
     raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
@@ -698,18 +703,23 @@ def test_a_second_process_on_the_same_run_is_refused(small_args, undrawn):
 
 
 @pytest.fixture
-def no_flock(monkeypatch):
-    """A file system without locks, where the existence of a lock file counts."""
+def fail_to_lock(monkeypatch):
+    """A function that lets the system refuse locks: fail_to_lock(error number)."""
     fcntl = pytest.importorskip("fcntl")
 
-    def refuse(*_):
-        raise OSError(errno.ENOSYS, "Function not implemented")
+    def start(number):
+        def refuse(*_):
+            raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
+        monkeypatch.setattr(fcntl, "flock", refuse)
+
+    return start
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
-def test_without_locks_a_stale_lock_says_whose_it_is(small_args, tiny, no_flock):
+def test_without_locks_a_stale_lock_says_whose_it_is(small_args, tiny, fail_to_lock):
+    """The existence of a lock file counts then."""
+    fail_to_lock(errno.ENOSYS)
     args = small_args(prune_iterations=1, end_iter=1)
     path = utils.Files(args).lock
     run(args)
@@ -725,13 +735,8 @@ def test_without_locks_a_stale_lock_says_whose_it_is(small_args, tiny, no_flock)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
-def test_a_file_system_that_refuses_locks_is_named(number, small_args, tiny, monkeypatch):
-    fcntl = pytest.importorskip("fcntl")
-
-    def refuse(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+def test_a_file_system_that_refuses_locks_is_named(number, small_args, tiny, fail_to_lock):
+    fail_to_lock(number)
     message = f"--output_dir=.* {os.strerror(number)}.* does not lock files: choose another one"
     with pytest.raises(utils.BadInput, match=message):
         run(small_args(prune_iterations=1, end_iter=1))
