@@ -71,6 +71,8 @@ LOGGED = [
     "val_accuracy",
     "masks",
 ]
+# Settings of a source that are not named if its dataset is, on which they depend.
+FOLLOWS_DATASET = {"data", "network", "val_size"}
 NEEDED = LOGGED[:6]  # evaluations of untrained tickets have no training loss, and are left out
 # Known prune types, each with the same colour and marker in all figures. Others come after them.
 PRUNE_TYPES = (
@@ -330,19 +332,24 @@ def name_curves(recorded):
 def read_settings(files):
     """Return what a run's settings.json says, a dict; an empty one if it cannot be read.
 
-    It has `settings` that tell curves apart, {flag: text}, with those of the run that made the
-    masks; their `defaults`; `masks`, from whose_masks; and `made_by`, the code and the versions.
+    It has `settings` that tell curves apart, {flag: text}, and `of_source`, those of the run whose
+    tickets it uses, which may be itself; `source`, what that run is called; the `defaults`;
+    `masks`, from whose_masks; and `made_by`, the code and the versions.
     """
     try:
         content = json.loads(files.settings.read_text())
-        masks_from = content["settings"].get("masks_from")
-        settings = comparable(content["settings"], content.get("refused", []))
-        source = settings  # the run makes its own masks
-        if masks_from:
-            source = comparable(content["settings"].get("masks_from_settings", {}))
-        maker = masks_from or files.prune_type
+        recorded = content["settings"]
+        settings = comparable(recorded, content.get("refused", []))
+        of_source = settings
+        if recorded.get("masks_from") or recorded.get("tickets_from"):
+            of_source = comparable(recorded.get("masks_from_settings", {}))
+        if of_source.get("dataset") != settings.get("dataset"):
+            for name in FOLLOWS_DATASET:
+                of_source.pop(name, None)
         return {
-            "settings": settings | {f"{maker}'s {name}": source[name] for name in source},
+            "settings": settings,
+            "of_source": of_source,
+            "source": "source" if recorded.get("tickets_from") else recorded.get("masks_from"),
             "defaults": comparable(content["defaults"]),
             "masks": whose_masks(files.prune_type, content),
             "made_by": {name: str(value) for name, value in content.get("made_by", {}).items()},
@@ -353,8 +360,8 @@ def read_settings(files):
 
 def comparable(settings, refused=()):
     """Return settings that tell curves apart, {flag: text}; whose_masks tells of the masks."""
-    left_out = {"seed", "prune_type", "masks_from", "masks_from_settings", *refused}
-    left_out |= utils.MAY_CHANGE_ON_RESUME
+    left_out = {"seed", "prune_type", "masks_from", "tickets_from", "masks_from_settings"}
+    left_out |= utils.MAY_CHANGE_ON_RESUME.union(refused)
     texts = {name: utils.as_flag(settings[name]) for name in settings if name not in left_out}
     for name in texts.keys() & {"network", "data"}:  # too long to be shown
         texts[name] = f"{zlib.crc32(texts[name].encode()):08x}"
@@ -369,6 +376,10 @@ def whose_masks(prune_type, content):
     """
     settings = content["settings"]
     masks_from = settings.get("masks_from")
+    if settings.get("tickets_from"):
+        return {"lt": "source's tickets", "random": "source's weights"}.get(
+            prune_type, "source's masks"
+        )
     if prune_type == "random":
         return "" if masks_from or settings.get("prune_scope") != "global" else "own densities"
     if prune_type == "lt" or settings.get("one_shot") or content.get("before_training"):
@@ -412,26 +423,34 @@ def differing_settings(recorded):
     """
     known = {files: found for files, found in recorded.items() if found}
     defaults = {name: text for found in known.values() for name, text in found["defaults"].items()}
-    rows = []
+    own, of_source = [], []
     for found in known.values():
         # Flags that the run refuses are among its own defaults.
         later = {name: defaults[name] for name in defaults if name not in found["defaults"]}
-        rows.append(later | found["settings"])
-    texts = pd.DataFrame(rows, index=list(known))
+        own.append(later | found["settings"])
+        of_source.append(later | found["of_source"])
+    own = pd.DataFrame(own, index=list(known))
+    of_source = pd.DataFrame(of_source, index=list(known))
+    own = own.reindex(columns=[*dict.fromkeys([*own, *of_source])])
+    of_source = of_source.reindex_like(own)
 
+    texts = own.fillna(of_source)  # a flag that a run does not have concerns its source
     shown = []
     for name in texts:
-        leader = utils.FOLLOWS.get(name) or name.partition("'s ")[2]
-        values = texts[name].dropna()  # of runs that have the flag
+        leader = utils.FOLLOWS.get(name)
+        values = texts[name].dropna()
         follows = leader in texts and values.equals(texts.loc[values.index, leader])
         if values.nunique() > 1 and not follows:
             shown.append(name)
+    of_source = of_source.loc[:, of_source.nunique() > 1].where(of_source != own)
 
     differing = dict.fromkeys(recorded, {"settings": "unknown"} if known else {})
-    for files, values in texts[shown].iterrows():
+    for files, found in known.items():
+        of_run = own.loc[files, shown].dropna()
+        others = of_source.loc[files].dropna()
         differing[files] = {
-            name.removeprefix(f"{files.prune_type}'s "): text
-            for name, text in values.dropna().items()
+            **of_run,
+            **{f"{found['source']}'s {name}": text for name, text in others.items()},
         }
     return differing
 

@@ -117,9 +117,9 @@ def main(args):
 
 
 def new_run(args, model):
-    """Return the run of a trial, with its settings: flags, network, and the source of its masks.
+    """Return the run of a trial, with its settings: flags, network, and the source of its tickets.
 
-    Raises utils.BadInput if the masks of `--masks_from` cannot be used.
+    Raises utils.BadInput if the source, of `--masks_from` or `--tickets_from`, cannot be used.
     """
     network = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # addresses differ between processes
     settings = vars(args) | {"network": network}
@@ -130,8 +130,8 @@ def new_run(args, model):
         refused(args.prune_type),
         CRITERIA[args.criterion].before_training,
     )
-    if args.masks_from:
-        run.settings |= utils.source_of_masks(run, dense_masks(model))
+    if run.source:
+        run.settings |= utils.record_source(run, model, dense_masks(model))
     return run
 
 
@@ -158,6 +158,8 @@ def prepare(args, runs, model, device):
     check_network(args, model)
     output, operations = inspect_network(args, model)
     percents = layer_percents(args, model, output)
+    for name in runs[0].own_output & percents.keys():
+        percents[name] = 0.0  # stays dense
     torch.set_num_threads(utils.pick_threads(args.threads, operations))
     data = load_data(args, device)
     state = new_state(args, model.to(device))
@@ -170,6 +172,11 @@ def prepare(args, runs, model, device):
         for run in runs:
             run.clear()
     print(describe_run(args, model, percents, data, len(runs)), flush=True)
+    if own := runs[0].own_output:
+        print(
+            f"{', '.join(sorted(own))}: dense and from its own initialization, because the tickets "
+            f"in {args.tickets_from} have another number of outputs"
+        )
     return data, percents
 
 
@@ -177,7 +184,7 @@ def experiment(run, data, percents):
     """Run one trial: train, prune the smallest weights, reset the survivors, repeat."""
     args = run.args
     data = hold_out(args, data)  # each trial validates on other examples
-    state = new_state(args, new_model(args, round_=0, device=data.device))
+    state = new_state(args, first_model(run, data.device))
     with run:
         run.start_or_resume(state)
         if not run.round_is_finished():  # it is if the run resumes between two rounds
@@ -195,7 +202,7 @@ def train(args, state, data, run):
     step = Step(args, state, data)
     step.speed_up()
     with utils.Log(run, steps, end) as log:
-        if state.iteration == first_iteration(args, state):
+        if state.iteration == first_iteration(args, state.round):
             log.add(measure(args, state, data, steps, end))  # of the untrained ticket
         while state.iteration < end:
             step()
@@ -224,9 +231,9 @@ def draw(files):
     combine_plots.draw_run(files)
 
 
-def first_iteration(args, state):
-    """Return the iteration at which the round starts: 0, or that of the weights it resets to."""
-    return args.rewind_iter if state.round else 0
+def first_iteration(args, round_):
+    """Return the iteration at which a round starts: 0, or that of the weights it starts from."""
+    return args.rewind_iter if round_ or args.tickets_from else 0
 
 
 def row_due(args, iteration, steps, end):
@@ -339,12 +346,15 @@ def layer_percents(args, model, output):
 def next_masks(run, state, data, percents):
     """Return the masks of the next round, {parameter name: bool tensor}.
 
-    They follow from this round's masks and `--criterion`, or from the run of `--masks_from`.
+    They follow from this round's masks and `--criterion`, or from the tickets of another run, whose
+    output layer stays dense if it has another number of outputs there.
     """
     args = run.args
     next_round = state.round + 1
-    if args.masks_from:
-        masks = utils.read_masks(run, next_round, dense_masks(state.model))
+    if run.source:
+        dense = dense_masks(state.model)
+        found, _ = utils.read_source(run, next_round, state.model, dense)
+        masks = dense | found
     else:
         scores = score_weights(run, state, data)
         masks = prune(scores, state.masks, percents, args.prune_scope)
@@ -384,7 +394,7 @@ def reset(args, state, masks):
     Raises utils.BadInput if the prune type's function does not only change `state.model`.
     """
     state.round += 1
-    state.iteration = first_iteration(args, state)
+    state.iteration = first_iteration(args, state.round)
     state.seconds = 0.0
     state.rows.append([])
     utils.restore(state.masks, masks)
@@ -856,6 +866,19 @@ def new_model(args, round_, device="cpu"):
     return model.to(device)
 
 
+def first_model(run, device):
+    """Return the network at the start of the first round.
+
+    With `--tickets_from`, lt and random start from the weights of that run. If its output layer has
+    another number of outputs, that layer keeps its own initialization.
+    """
+    model = new_model(run.args, 0, device)
+    if utils.takes_weights(run):
+        _, weights = utils.read_source(run, 0, model, dense_masks(model))
+        model.load_state_dict(model.state_dict() | weights)
+    return model
+
+
 def glorot(model):
     """Draw weights from the Gaussian Glorot distribution, and set biases to zero.
 
@@ -1002,6 +1025,7 @@ def check_training(args, state, data):
 def new_state(args, model):
     """Return the state of a new run, with the network as it is."""
     return utils.State(
+        iteration=first_iteration(args, round_=0),
         masks=dense_masks(model),
         model=model,
         initial=copy.deepcopy(model.state_dict()),
@@ -1152,7 +1176,7 @@ class Step:
         start = before | {
             "model": before["start"],
             "optimizer_state": new_optimizer_state(self.args, state.model),
-            "iteration": first_iteration(self.args, state),
+            "iteration": first_iteration(self.args, state.round),
         }
         try:
             expected = self.rehearse(start)
@@ -1388,7 +1412,7 @@ def measure(args, state, data, steps, end):
     if a loss is not finite.
     """
     row = {}
-    trained = state.iteration - first_iteration(args, state)
+    trained = state.iteration - first_iteration(args, state.round)
     if trained:
         trained = min(trained, (state.iteration - 1) % steps + 1)  # in this epoch
         row["train_loss"] = state.loss.item() / trained
@@ -1487,10 +1511,11 @@ def describe_run(args, model, percents, data, trials):
 def last_survivors(args, weights, percents):
     """Return the number of prunable weights in the last round; None if it depends on training.
 
-    It does with global pruning, if layers have different rates.
+    It does with global pruning, if layers have different rates or if another run's tickets, of
+    which the output layer may not be used, are trained.
     """
     rates = set(filter(None, percents.values()))
-    if args.prune_scope == "global" and len(rates) > 1:
+    if args.prune_scope == "global" and (len(rates) > 1 or args.tickets_from):
         return None
     groups = Counter()
     for name, weight in weights.items():
@@ -1511,7 +1536,7 @@ def closing(args, argv):
     if args.prune_type == "lt":
         flags = [text for text in argv if text not in ("--prune_type=lt", "--overwrite")]
         flags.append("--prune_type=reinit")
-        if not args.one_shot:  # which has the masks of lt anyway
+        if not args.one_shot and not args.tickets_from:  # which have the masks of lt anyway
             flags.append("--masks_from=lt")
         if args.rewind_iter:
             flags.append("--rewind_iter=0")  # reinit refuses others
@@ -1554,6 +1579,10 @@ def parse_args(argv=None):
         parser.error(
             f"--prune_type={args.prune_type}: its name is part of file names, so use letters, "
             "digits and underscores, and do not begin it with before_"
+        )
+    if args.masks_from and args.tickets_from:
+        parser.error(
+            "--masks_from is not for --tickets_from, which says whose masks to use: leave it out"
         )
     if args.seed + args.trials > SEEDS:
         parser.error(f"--trials={args.trials} needs seeds beyond {SEEDS - 1}")
@@ -1632,7 +1661,7 @@ def parse_with_paper(parser, args, argv):
             f"--paper: the file of {args.arch_type} does not define PAPER; "
             f"those of {', '.join(known)} do"
         )
-    if args.prune_type in ("reinit", "random") and not args.one_shot:
+    if args.prune_type in ("reinit", "random") and not args.one_shot and not args.tickets_from:
         flags.append("--masks_from=lt")
     papers = {flag_name(flag): flag for flag in flags}  # a later flag replaces an earlier one
     given = {flag_name(text) for text in argv}
@@ -1701,6 +1730,9 @@ def add_flags(parser):
         help="in all rounds, rank by the weights at the end of the first round")
     add("--masks_from", choices=["lt", "none"],
         help="use the masks of the lt run with the same seed (default: none%(default).0s)")
+    add("--tickets_from", type=utils.folder, metavar="DIR",
+        help="use the tickets of another lt run: its masks and, for lt and random, its weights; DIR"
+             " is its saves/<arch>/<dataset> (default: none%(default).0s)")
     add("--rewind_iter", default=0, type=size, metavar="K",
         help="reset to the weights after K iterations of the first round")
 

@@ -51,6 +51,17 @@ MAY_CHANGE_ON_RESUME = {
     "print_freq",
     "masks_from_checksums",  # each further round adds one
 }
+# Settings in which a run agrees with the one whose tickets it has by `--tickets_from`.
+TICKET_SETTINGS = {
+    "arch_type",
+    "seed",
+    "prune_percent",
+    *FOLLOWS,
+    "prune_scope",
+    "criterion",
+    "one_shot",
+    "rewind_iter",
+}
 PYTHON = (3, 11)  # knows the format "z", which writes -0.0 as 0.0
 CHECKPOINT_SECONDS = 20  # between checkpoints, at least
 CHECKPOINT_SHARE = 0.02  # of the time that checkpoints may take: if one takes long, they are rarer
@@ -439,9 +450,12 @@ def by_epoch(rows, name):
 
 
 class Files:
-    """The paths of everything that a run writes."""
+    """The paths of everything that a run writes.
 
-    def __init__(self, args, prune_type=None):
+    `saves`, if given, is the folder of another run's tickets, without that of its seed.
+    """
+
+    def __init__(self, args, prune_type=None, saves=None):
         self.prune_type = prune_type or args.prune_type
         self.arch_type = args.arch_type
         self.dataset = args.dataset
@@ -449,11 +463,13 @@ class Files:
         self.title = f"{args.arch_type}, {args.dataset}"  # of figures
         self.root = root = Path(args.output_dir)
         place = Path(args.arch_type, args.dataset)
+        saves = Path(saves or root / "saves" / place)
         if args.seed:
             place /= f"seed{args.seed}"
+            saves /= f"seed{args.seed}"
             self.title += f", seed {args.seed}"
         self.dumps = root / "dumps/lt" / place
-        self.saves = root / "saves" / place
+        self.saves = saves
         self.plots = root / "plots/lt" / place
         self.runs = root / "runs" / place / self.prune_type
         self.log = self.dumps / f"{self.prune_type}_log.jsonl"
@@ -687,6 +703,8 @@ class Run:
         self.defaults = defaults or {}  # {flag: value}
         self.refused = list(refused)  # the flags that the run does not have
         self.before_training = before_training  # whether the criterion uses no trained weights
+        self.source = source_files(args)  # of the run whose tickets it uses, or None
+        self.own_output = set()  # tensors for which the source has another number of outputs
         self.saved_path = None  # of the checkpoint to resume from
         self.saved = None  # its content
         self.state = None  # until it is started or resumed
@@ -740,10 +758,8 @@ class Run:
         self.settings["data"] = digest
         if self.saved:
             self.check_settings(self.saved["args"])
-        source = self.settings.get("masks_from_settings", self.settings)
-        if source["data"] != digest:
-            path = Files(self.args, self.args.masks_from).ticket(0)
-            raise bad_masks(self, f"{path} was made with other data")
+        if self.args.masks_from and self.settings["masks_from_settings"]["data"] != digest:
+            raise bad_source(self, f"{self.source.ticket(0)} was made with other data")
 
     def check_state(self, state):
         """Raise BadInput if the checkpoint cannot be restored into a new run's `state`."""
@@ -754,7 +770,7 @@ class Run:
                 f"the checkpoint in {self.files.saves} is of another network or version. "
                 f"{START_OVER}"
             )
-        if self.args.one_shot and self.saved["state"]["round"]:
+        if self.args.one_shot and not self.source and self.saved["state"]["round"]:
             first_weights(self, state.model)
 
     def check_settings(self, others):
@@ -762,7 +778,7 @@ class Run:
         other, _ = difference(self.settings, others, self.defaults)
         checksums = [found.get("masks_from_checksums", []) for found in (self.settings, others)]
         if any(now != before for now, before in zip(*checksums, strict=False)):
-            other = other or f"other masks of {self.args.masks_from}"
+            other = other or f"other tickets than there are now in {self.source.saves}"
         if other:
             raise BadInput(f"{self.files.dumps} has results with {other}. {START_OVER}")
 
@@ -787,10 +803,10 @@ class Run:
                 self.files.checkpoint.unlink(missing_ok=True)
             self.state = state
         else:
-            if self.args.masks_from:
+            if self.source:
+                path = self.source.ticket(0)
                 made_by = read_ticket(self, 0, state.masks)["made_by"]
-                subject = f"{self.args.masks_from} in {self.files.dumps} was made before changes"
-                note_changes(subject, made_by, provenance())
+                note_changes(f"{path} was made before changes", made_by, provenance())
             self.clear()
             self.state = state
             self.checkpoint(now=True)
@@ -854,7 +870,7 @@ def difference(settings, others, defaults, free=()):
         if name == "masks_from_settings":
             inner, _ = difference(value, other, defaults)
             if inner:
-                return f"masks of {settings['masks_from']} with {inner}", ""
+                return f"tickets of a run with {inner}", ""
         elif other != value:
             if name in texts:
                 return texts[name], ""
@@ -952,17 +968,36 @@ def first_weights(run, model):
     return final
 
 
-def source_of_masks(run, masks):
-    """Return the settings of the run that `--masks_from` names, and checksums of all its masks.
+def source_files(args):
+    """Return the Files of the run whose tickets a run uses; None if it makes its own masks."""
+    if args.tickets_from:
+        return Files(args, "lt", args.tickets_from)
+    if args.masks_from:
+        return Files(args, args.masks_from)
+    return None
 
-    `masks` keep all weights. Raises BadInput if a round is missing or cannot be used.
+
+def takes_weights(run):
+    """Return whether the run starts its rounds from weights of the source, as lt and random do."""
+    return bool(run.args.tickets_from) and "rewind_iter" not in run.refused
+
+
+def record_source(run, model, masks):
+    """Return the settings of the source, and a checksum per round of all that is used of it.
+
+    `masks` keep all weights of `model`. Raises BadInput if a round is missing or cannot be used.
     """
     checksums = []
     rounds = range(run.args.prune_iterations)
-    for round_ in tqdm(rounds, desc="checking masks", delay=1, leave=False):
+    for round_ in tqdm(rounds, desc="checking tickets", delay=1, leave=False):
         ticket = read_ticket(run, round_, masks)
-        masks = ticket["masks"]
-        checksums.append(checksum(masks.values()))
+        masks = masks | ticket["masks"]
+        checksums.append(checksum(ticket["masks"].values()))
+    run.own_output = masks.keys() - ticket["masks"].keys()
+    if takes_weights(run):
+        weights = read_weights(run, model)
+        run.own_output |= model.state_dict().keys() - weights.keys()
+        checksums = [checksum(weights.values(), value) for value in checksums]
     source = {}
     for name, value in ticket["args"].items():
         if name not in MAY_CHANGE_ON_RESUME and name != "seed":
@@ -970,54 +1005,108 @@ def source_of_masks(run, masks):
     return {"masks_from_settings": source, "masks_from_checksums": checksums}
 
 
-def read_masks(run, round_, masks):
-    """Return the masks of the run that `--masks_from` names in a round.
+def read_source(run, round_, model, masks):
+    """Return the masks and weights of the source in a round, {name: tensor}, that are used.
 
-    Raises BadInput if they are not those that source_of_masks found, or cannot be used.
+    An output layer with another number of outputs is missing. There are no weights if only masks
+    are used. Raises BadInput if they are not those that record_source found, or cannot be used.
     """
     found = read_ticket(run, round_, masks)["masks"]
-    if checksum(found.values()) != run.settings["masks_from_checksums"][round_]:
+    weights = read_weights(run, model) if takes_weights(run) else {}
+    now = checksum([*found.values(), *weights.values()])
+    if now != run.settings["masks_from_checksums"][round_]:
         raise BadInput(
-            f"the masks of {run.args.masks_from} have changed since this run started. {START_OVER}"
+            f"the tickets in {run.source.saves} have changed since this run started. {START_OVER}"
         )
-    return found
+    return found, weights
 
 
 def read_ticket(run, round_, masks):
-    """Return the ticket of the run that `--masks_from` names in a round.
+    """Return the ticket of the source in a round, with the masks that fit to `masks`.
 
     Raises BadInput if it is missing, if it comes from other settings or another network, or if its
     masks are not nested in `masks`.
     """
-    source = run.args.masks_from
-    path = Files(run.args, source).ticket(round_)
+    path = run.source.ticket(round_)
     free = {"prune_type", "masks_from", "rewind_iter"}
     remedy = ""
-    if not path.exists():
-        remedy = f"run the same command with --prune_type={source} and without --masks_from first"
+    if run.args.tickets_from:
+        free = run.settings.keys() - TICKET_SETTINGS
+        if not takes_weights(run):
+            free |= {"rewind_iter"}
+    elif not path.exists():
+        remedy = "run the same command with --prune_type=lt and without --masks_from first"
     try:
-        ticket = load_checkpoint(path, {"masks": dict, "args": dict, "made_by": dict})
-        # Shared weights have several names in a ticket. Each needs one mask only.
-        ticket["masks"] = {name: ticket["masks"].get(name) for name in masks}
-        if not same_structure(masks, ticket["masks"]):
-            raise BadInput(f"{path} has the masks of another network")
+        if path.resolve() == run.files.ticket(round_).resolve():
+            raise BadInput("these are the tickets of this very run")
+        ticket = load_checkpoint(path, {"masks": dict, "round": int, "args": dict, "made_by": dict})
+        if ticket["round"] != round_:
+            raise BadInput(f"{path} is the ticket of round {ticket['round']}")
+        original = ticket["args"].get("tickets_from")
+        if original and run.args.tickets_from:
+            remedy = f"give --tickets_from={original}"
+            raise BadInput(f"{path} is a ticket of the run in {original}")
         other, remedy = difference(run.settings, ticket["args"], run.defaults, free)
         if other:
             raise BadInput(f"{path} was made with {other}")
-        if any((ticket["masks"][name] & ~masks[name].cpu()).any() for name in masks):
+        # Shared weights have several names in a ticket. Each needs one mask only.
+        found = {name: ticket["masks"].get(name) for name in masks}
+        ticket["masks"] = fitting(found, masks, path)
+        if any((mask & ~masks[name].cpu()).any() for name, mask in ticket["masks"].items()):
             raise BadInput(f"{path} keeps weights that an earlier round has pruned")
     except BadInput as error:
-        raise bad_masks(run, error, remedy) from error
+        raise bad_source(run, error, remedy) from error
     return ticket
 
 
-def bad_masks(run, problem, remedy=""):
-    """Return the error that the masks of another run cannot be used, and what to do instead."""
-    remedies = filter(None, [remedy, "use another --output_dir for both runs"])
-    advice = ", or ".join(remedies)
-    return BadInput(
-        f"--masks_from={run.args.masks_from}: {problem}. {advice[0].upper()}{advice[1:]}"
-    )
+def read_weights(run, model):
+    """Return the source's weights at its iteration K, those that fit to `model`.
+
+    Raises BadInput if they are missing or of another network.
+    """
+    path = run.source.initial
+    try:
+        return fitting(load_checkpoint(path, {}), model.state_dict(), path)
+    except BadInput as error:
+        raise bad_source(run, error) from error
+
+
+def fitting(found, own, path):
+    """Return the tensors of another run, {name: tensor}, that fit to those of this run, `own`.
+
+    Only the output layer may be missing among them: the one layer of another shape, which differs
+    in its number of outputs only. Raises BadInput, which names `path`, if anything else differs.
+    """
+    shapes = {name: getattr(found.get(name), "shape", None) for name in own}
+    others = [name for name in own if shapes[name] != own[name].shape]
+    layers = {name.rpartition(".")[0] for name in others}
+    if len(layers) == 1 and all(
+        shapes[name] is not None and shapes[name][1:] == own[name].shape[1:] for name in others
+    ):
+        found = {name: found[name] for name in found if name not in others}
+        own = {name: own[name] for name in own if name not in others}
+    if not same_structure(own, found):
+        problem = f"{path} is of another network"
+        if others and shapes[others[0]] is not None:
+            here, there = tuple(own[others[0]].shape), tuple(shapes[others[0]])
+            problem += f", whose {others[0]} has the shape {there}, not {here}"
+        raise BadInput(problem)
+    return found
+
+
+def bad_source(run, problem, remedy=""):
+    """Return the error that the tickets of another run cannot be used, and what to do instead."""
+    flag, other = "masks_from", "use another --output_dir for both runs"
+    if run.args.tickets_from:
+        flag = "tickets_from"
+        rounds = plural(run.args.prune_iterations, "round")
+        other = (
+            f"give the folder saves/<arch>/<dataset> of an lt run that has finished {rounds} with "
+            f"--seed={run.args.seed}"
+        )
+    advice = ", or ".join(filter(None, [remedy, other]))
+    value = getattr(run.args, flag)
+    return BadInput(f"--{flag}={value}: {problem}. {advice[0].upper()}{advice[1:]}")
 
 
 # ---- The log of a round --------------------------------------------------------------------------

@@ -43,6 +43,12 @@ KINDS = {
     "initial": ["--criterion=initial", "--prune_type=random"],
     "synflow": ["--criterion=synflow", "--prune_scope=global"],
     "one_shot": ["--one_shot"],
+    "transfer": [
+        "--tickets_from={folder}/movement/saves/fc1/digits",  # of the undisturbed run
+        "--criterion=movement",
+        "--rewind_iter=5",
+        *SGD,
+    ],
 }
 
 
@@ -63,7 +69,7 @@ def start(folder, kind):
         "--prune_percent=30",
         "--batch_size=120",
         "--sparse_below=90",
-        *KINDS[kind],
+        *(flag.format(folder=folder.parent) for flag in KINDS[kind]),
     ]
     status = 0
     try:

@@ -203,13 +203,8 @@ def test_help_shows_every_flag_with_its_default(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for flag, default in vars(main.parse_args([])).items():
         assert f"--{flag}" in text
-        words = {
-            "val_size": "the dataset's",
-            "masks_from": "none",
-            "lr_milestones": "none",
-            "threads": "OMP_NUM_THREADS",
-        }
-        shown = words.get(flag, default)
+        words = {"val_size": "the dataset's", "threads": "OMP_NUM_THREADS"}
+        shown = words.get(flag, utils.as_flag(default))
         shown = "--prune_percent" if flag.startswith("prune_percent_") else shown
         assert default is False or f"(default: {shown}" in text
     assert "default: None" not in text

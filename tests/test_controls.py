@@ -259,8 +259,8 @@ def test_a_run_records_the_settings_and_checksums_of_its_masks(arch_type, pair):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        ("settings", r"has results with masks of lt with --rewind_iter=0, not 5\. Choose another"),
-        ("masks", r"has results with other masks of lt\. Choose another --output_dir, or"),
+        ("settings", r"has results with tickets of a run with --rewind_iter=0, not 5\. Choose"),
+        ("masks", r"has results with other tickets than there are now in .*/fc1/digits\. Choose"),
         ("missing", r"0_model_lt\.pth\.tar is missing\. Run the same command with"),
     ],
 )
@@ -306,7 +306,7 @@ def test_masks_that_change_during_a_run_are_refused(kind, round_, pair, monkeypa
             change_masks(lt, round_, drop_one)
 
     monkeypatch.setattr(main, "train", change_after_training)
-    with pytest.raises(utils.BadInput, match=r"masks of lt have changed since this run started\."):
+    with pytest.raises(utils.BadInput, match=r"digits have changed since this run started\."):
         main.main(other)
     assert finished_rounds(other) == round_
 
@@ -352,7 +352,7 @@ def test_masks_made_by_other_code_are_noted_once(pair, monkeypatch, capsys):
     made = utils.provenance()
     monkeypatch.setattr(utils, "provenance", lambda: made | {"code": "edited"})
     main.main(pair(reinit={"prune_iterations": 2})[1])
-    note = f"note: lt in {utils.Files(lt).dumps} was made before changes: code "
+    note = f"note: {utils.Files(lt).ticket(0)} was made before changes: code "
     error = capsys.readouterr().err
     assert f"{note}{made['code']}, now edited\n" in error
     assert error.count("note: ") == 1
