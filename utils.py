@@ -770,7 +770,7 @@ class Run:
                 f"the checkpoint in {self.files.saves} is of another network or version. "
                 f"{START_OVER}"
             )
-        if self.args.one_shot and not self.source and self.saved["state"]["round"]:
+        if self.args.one_shot and self.saved["state"]["round"]:
             first_weights(self, state.model)
 
     def check_settings(self, others):

@@ -129,9 +129,10 @@ def test_every_round_trains_the_masks_and_weights_of_the_source(
     assert first == {(0, k), (1, k), (2, k)}
 
 
-def test_reinit_has_the_masks_and_new_weights(pair, starts):
+@pytest.mark.parametrize("flags", [{}, {"one_shot": True}, {"criterion": "snip"}])
+def test_reinit_has_the_masks_and_new_weights(flags, pair, starts):
     """Whatever iteration the source rewinds to."""
-    source, args = pair({"rewind_iter": K}, prune_type="reinit", lr=0.01)
+    source, args = pair(flags | {"rewind_iter": K}, prune_type="reinit", lr=0.01, **flags)
     main.main(source)
     starts.clear()
     main.main(args)
