@@ -71,8 +71,8 @@ LOGGED = [
     "val_accuracy",
     "masks",
 ]
-# Settings of a source that are not named if its dataset is, on which they depend.
-FOLLOWS_DATASET = {"data", "network", "val_size"}
+# Settings of a source that usually follow from its dataset, which is then named instead.
+FOLLOWS_DATASET = ("data", "network", "val_size")
 NEEDED = LOGGED[:6]  # evaluations of untrained tickets have no training loss, and are left out
 # Known prune types, each with the same colour and marker in all figures. Others come after them.
 PRUNE_TYPES = (
@@ -343,9 +343,6 @@ def read_settings(files):
         of_source = settings
         if recorded.get("masks_from") or recorded.get("tickets_from"):
             of_source = comparable(recorded.get("masks_from_settings", {}))
-        if of_source.get("dataset") != settings.get("dataset"):
-            for name in FOLLOWS_DATASET:
-                of_source.pop(name, None)
         return {
             "settings": settings,
             "of_source": of_source,
@@ -442,16 +439,20 @@ def differing_settings(recorded):
         follows = leader in texts and values.equals(texts.loc[values.index, leader])
         if values.nunique() > 1 and not follows:
             shown.append(name)
-    of_source = of_source.loc[:, of_source.nunique() > 1].where(of_source != own)
+    varied = of_source.columns[of_source.nunique() > 1]
+    if "dataset" in varied:
+        values = of_source.groupby("dataset").nunique().max()
+        varied = [name for name in varied if name not in FOLLOWS_DATASET or values[name] > 1]
 
     differing = dict.fromkeys(recorded, {"settings": "unknown"} if known else {})
     for files, found in known.items():
-        of_run = own.loc[files, shown].dropna()
-        others = of_source.loc[files].dropna()
-        differing[files] = {
-            **of_run,
-            **{f"{found['source']}'s {name}": text for name, text in others.items()},
-        }
+        source = found["source"]
+        texts = own.loc[files, shown].dropna().to_dict()
+        for name, text in of_source.loc[files, varied].dropna().items():
+            agrees = source != "source" or name in utils.TICKET_SETTINGS
+            if not agrees or text != own.at[files, name]:
+                texts[f"{source}'s {name}"] = text
+        differing[files] = texts
     return differing
 
 

@@ -158,8 +158,7 @@ def prepare(args, runs, model, device):
     check_network(args, model)
     output, operations = inspect_network(args, model)
     percents = layer_percents(args, model, output)
-    for name in runs[0].own_output & percents.keys():
-        percents[name] = 0.0  # stays dense
+    keep_output_dense(runs[0], model, output, percents)
     torch.set_num_threads(utils.pick_threads(args.threads, operations))
     data = load_data(args, device)
     state = new_state(args, model.to(device))
@@ -341,6 +340,24 @@ def layer_percents(args, model, output):
             "it has no convolution or linear layer, or the percentages are too small"
         )
     return percents
+
+
+def keep_output_dense(run, model, output, percents):
+    """Set the percentage of the output layer to 0 if the run's tickets have none of its size.
+
+    Raises utils.BadInput if they have none for another layer.
+    """
+    of_output = {
+        name
+        for name, parameter in model.named_parameters()
+        if output is not None and (parameter is output.weight or parameter is output.bias)
+    }
+    if others := run.own_output - of_output:
+        raise utils.bad_source(
+            run, f"the shape of {', '.join(sorted(others))} differs, which is not the output layer"
+        )
+    for name in run.own_output & percents.keys():
+        percents[name] = 0.0
 
 
 def next_masks(run, state, data, percents):

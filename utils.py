@@ -641,7 +641,7 @@ def load_checkpoint(path, types, device="cpu"):
         known = isinstance(content, dict)
         if not known or not all(isinstance(content.get(key), types[key]) for key in types):
             raise BadInput("it is not a checkpoint of this version of the program")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BadInput(f"{path} is missing") from error
     except (MemoryError, PermissionError):  # these say nothing about the content
         raise
@@ -988,9 +988,13 @@ def record_source(run, model, masks):
     `masks` keep all weights of `model`. Raises BadInput if a round is missing or cannot be used.
     """
     checksums = []
+    first = read_ticket(run, 0, masks)["args"]
     rounds = range(run.args.prune_iterations)
     for round_ in tqdm(rounds, desc="checking tickets", delay=1, leave=False):
         ticket = read_ticket(run, round_, masks)
+        other, _ = difference(ticket["args"], first, run.defaults)
+        if other:
+            raise bad_source(run, f"{run.source.saves} has tickets of several runs, {round_} and 0")
         masks = masks | ticket["masks"]
         checksums.append(checksum(ticket["masks"].values()))
     run.own_output = masks.keys() - ticket["masks"].keys()
@@ -1009,14 +1013,18 @@ def read_source(run, round_, model, masks):
     """Return the masks and weights of the source in a round, {name: tensor}, that are used.
 
     An output layer with another number of outputs is missing. There are no weights if only masks
-    are used. Raises BadInput if they are not those that record_source found, or cannot be used.
+    are used. Raises Failure if they are not those that record_source found.
     """
-    found = read_ticket(run, round_, masks)["masks"]
-    weights = read_weights(run, model) if takes_weights(run) else {}
-    now = checksum([*found.values(), *weights.values()])
+    try:
+        found = read_ticket(run, round_, masks)["masks"]
+        weights = read_weights(run, model) if takes_weights(run) else {}
+        now = checksum([*found.values(), *weights.values()])
+    except BadInput:  # although it could be used
+        now = None
     if now != run.settings["masks_from_checksums"][round_]:
-        raise BadInput(
-            f"the tickets in {run.source.saves} have changed since this run started. {START_OVER}"
+        raise Failure(
+            f"the tickets in {run.source.saves} have changed since this run started. Restore them "
+            "and run the same command to resume, or choose another --output_dir"
         )
     return found, weights
 
@@ -1037,16 +1045,19 @@ def read_ticket(run, round_, masks):
     elif not path.exists():
         remedy = "run the same command with --prune_type=lt and without --masks_from first"
     try:
-        if path.resolve() == run.files.ticket(round_).resolve():
+        if os.path.realpath(path) == os.path.realpath(run.files.ticket(round_)):
             raise BadInput("these are the tickets of this very run")
         ticket = load_checkpoint(path, {"masks": dict, "round": int, "args": dict, "made_by": dict})
         if ticket["round"] != round_:
             raise BadInput(f"{path} is the ticket of round {ticket['round']}")
-        original = ticket["args"].get("tickets_from")
-        if original and run.args.tickets_from:
-            remedy = f"give --tickets_from={original}"
+        if original := ticket["args"].get("tickets_from"):
+            remedy = (
+                f"give --tickets_from={original} instead, as seen from where that run was started"
+            )
             raise BadInput(f"{path} is a ticket of the run in {original}")
         other, remedy = difference(run.settings, ticket["args"], run.defaults, free)
+        if other.startswith("--seed="):
+            remedy = ""  # the folder has another seed's, too
         if other:
             raise BadInput(f"{path} was made with {other}")
         # Shared weights have several names in a ticket. Each needs one mask only.
@@ -1089,7 +1100,10 @@ def fitting(found, own, path):
         problem = f"{path} is of another network"
         if others and shapes[others[0]] is not None:
             here, there = tuple(own[others[0]].shape), tuple(shapes[others[0]])
-            problem += f", whose {others[0]} has the shape {there}, not {here}"
+            problem += (
+                f", whose {others[0]} has the shape {there}, not {here}: only the output layer may "
+                "differ, in its number of outputs"
+            )
         raise BadInput(problem)
     return found
 
@@ -1101,8 +1115,8 @@ def bad_source(run, problem, remedy=""):
         flag = "tickets_from"
         rounds = plural(run.args.prune_iterations, "round")
         other = (
-            f"give the folder saves/<arch>/<dataset> of an lt run that has finished {rounds} with "
-            f"--seed={run.args.seed}"
+            "give the folder saves/<arch>/<dataset>, without that of a seed, of an lt run that has "
+            f"finished {rounds} with --seed={run.args.seed}"
         )
     advice = ", or ".join(filter(None, [remedy, other]))
     value = getattr(run.args, flag)

@@ -306,7 +306,7 @@ def test_masks_that_change_during_a_run_are_refused(kind, round_, pair, monkeypa
             change_masks(lt, round_, drop_one)
 
     monkeypatch.setattr(main, "train", change_after_training)
-    with pytest.raises(utils.BadInput, match=r"digits have changed since this run started\."):
+    with pytest.raises(utils.Failure, match=r"digits have changed since this run started\."):
         main.main(other)
     assert finished_rounds(other) == round_
 

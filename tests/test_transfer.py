@@ -46,6 +46,27 @@ def load(data_dir, train):
 """
 
 
+PATCHES = """
+import torch
+from torch import nn
+
+
+class Patches(nn.Module):
+    def __init__(self, classes, size):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 8, 7, stride=7)
+        self.place = nn.Parameter(torch.randn((size // 7) ** 2, 8))
+        self.output = nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.output((self.patches(x).flatten(2).mT + self.place).relu().mean(1))
+
+
+def build(channels, size, classes):
+    return Patches(classes, size)
+"""
+
+
 @pytest.fixture
 def new_dataset(own):
     """A function that makes a dataset of the negatives of digits: new_dataset(name, classes)."""
@@ -299,9 +320,9 @@ def test_only_the_number_of_outputs_may_differ(change, missing):
     [
         ({"tickets_from": "nowhere"}, r"nowhere/0_model_lt\.pth\.tar is missing", ""),
         (
-            {"prune_iterations": 4},
-            r"/3_model_lt\.pth\.tar is missing",
-            "that has finished 4 rounds",
+            {"prune_iterations": 2},
+            r"/1_model_lt\.pth\.tar is missing",
+            "that has finished 2 rounds",
         ),
         ({"seed": 1}, r"seed1/0_model_lt\.pth\.tar is missing", "with --seed=1"),
         ({"arch_type": "lenet5"}, "with --arch_type=fc1, not lenet5", "Give --arch_type=fc1, or"),
@@ -326,7 +347,8 @@ def test_only_the_number_of_outputs_may_differ(change, missing):
 def test_a_source_that_cannot_be_used_is_refused_before_training(
     flags, problem, remedy, pair, monkeypatch
 ):
-    source, args = pair({"rewind_iter": K}, **{"rewind_iter": K} | flags)
+    usual = {"rewind_iter": K, "prune_iterations": 1}
+    source, args = pair(usual, **usual | flags)
     main.main(source)
     monkeypatch.setattr(main, "load_data", None)
     with pytest.raises(utils.BadInput, match=problem) as error:
@@ -334,7 +356,7 @@ def test_a_source_that_cannot_be_used_is_refused_before_training(
     message = str(error.value)
     assert message.startswith(f"--tickets_from={args.tickets_from}: ")
     assert remedy in message
-    assert "ive the folder saves/<arch>/<dataset> of an lt run that has finished" in message
+    assert "ive the folder saves/<arch>/<dataset>, without that of a seed, of an lt run" in message
     assert not list(utils.Files(args).saves.glob("*.pth.tar"))
 
 
@@ -355,9 +377,12 @@ def test_tickets_of_a_run_that_has_them_from_another_one_name_that_one(pair, tmp
     main.main(source)
     main.main(args)
     third = pair(output_dir=tmp_path / "third", tickets_from=utils.Files(args).saves)[1]
-    remedy = rf"Give --tickets_from={args.tickets_from}, or"
+    remedy = rf"Give --tickets_from={args.tickets_from} instead, as seen from where that run was"
     with pytest.raises(utils.BadInput, match=rf"ticket of the run in .*\. {remedy}"):
         main.main(third)
+    masks_from = pair({"prune_type": "reinit", "masks_from": "lt", "output_dir": args.output_dir})
+    with pytest.raises(utils.BadInput, match=rf"ticket of the run in .*\. {remedy}"):
+        main.main(masks_from[0])
 
 
 @pytest.mark.parametrize("iterations", [K - 1, K + 1])
@@ -381,6 +406,58 @@ def test_a_ticket_of_another_round_is_refused(flag, pair):
     shutil.copy(files.ticket(2), files.ticket(1))
     with pytest.raises(utils.BadInput, match=r"/1_model_lt\.pth\.tar is the ticket of round 2\."):
         main.main(args)
+
+
+@pytest.mark.parametrize("flag", ["tickets_from", "masks_from"])
+def test_tickets_of_several_runs_are_refused(flag, pair, tmp_path):
+    setting = "lr" if flag == "tickets_from" else "rewind_iter"
+    source, args = pair(prune_type="reinit")
+    main.main(source)
+    other = pair({"output_dir": tmp_path / "other", setting: 1})[0]
+    main.main(other)
+    if flag == "masks_from":
+        args.tickets_from, args.masks_from, args.output_dir = None, "lt", source.output_dir
+    files = utils.Files(source)
+    shutil.copy(utils.Files(other).ticket(0), files.ticket(0))
+    with pytest.raises(utils.BadInput, match=rf"{files.saves} has tickets of several runs, 1 and"):
+        main.main(args)
+
+
+def test_only_the_output_layer_may_have_another_shape(pair, new_dataset, own, monkeypatch):
+    """Even if another one differs in its first dimension only."""
+    new_dataset("small", 10)
+    facts = own / "small/__init__.py"
+    facts.write_text(
+        facts.read_text().replace("28,", "14,").replace("images,", "images[..., ::2, ::2],")
+    )
+    (own / "common/patches.py").write_text(PATCHES)
+    flags = {"arch_type": "patches", "max_iter": 1}
+    source, args = pair(flags, dataset="small", **flags)
+    main.main(source)
+    monkeypatch.setattr(main, "load_data", None)
+    with pytest.raises(utils.BadInput, match="the shape of place differs, which is not the output"):
+        main.main(args)
+
+
+def test_a_folder_of_a_seed_is_refused_with_advice_that_works(pair):
+    source, args = pair({"seed": 1}, seed=1)
+    main.main(source)
+    wrong = pair(tickets_from=Path(args.tickets_from, "seed1"))[1]
+    advice = r"--seed=1, not 0\. Give the folder saves/<arch>/<dataset>, without that of a seed"
+    with pytest.raises(utils.BadInput, match=advice):
+        main.main(wrong)
+    main.main(args)
+
+
+@pytest.mark.parametrize(("kind", "problem"), [("file", "missing"), ("loop", "damaged")])
+def test_what_is_no_folder_is_refused(kind, problem, pair, tmp_path):
+    path = tmp_path / "no folder"
+    if kind == "file":
+        path.write_text("")
+    else:
+        path.symlink_to(path)
+    with pytest.raises(utils.BadInput, match=rf"no folder/0_model_lt\.pth\.tar is {problem}"):
+        main.main(pair(tickets_from=path)[1])
 
 
 def change_weights(source):
@@ -432,9 +509,26 @@ def test_a_source_that_changes_during_a_run_is_refused(change, pair, monkeypatch
             change(source)
 
     monkeypatch.setattr(main, "train", change_after_training)
-    with pytest.raises(utils.BadInput, match=r"the tickets in .* have changed since this run"):
+    with pytest.raises(utils.Failure, match=r"the tickets in .* have changed since this run"):
         main.main(args)
     assert finished_rounds(args) == 2
+
+
+def test_other_trials_train_if_the_source_of_one_has_changed(pair, monkeypatch, capsys):
+    source, args = pair({"trials": 2}, trials=2)
+    main.main(source)
+    reset = main.reset
+
+    def change_after_reset(args, state, masks):
+        reset(args, state, masks)
+        if args.seed == 0 and state.round == 1 and utils.Files(args).checkpoint.exists():
+            utils.Files(source).ticket(2).unlink(missing_ok=True)
+
+    monkeypatch.setattr(main, "reset", change_after_reset)
+    with pytest.raises(utils.Failure, match="have changed since"):
+        main.main(args)
+    assert [finished_rounds(pair(seed=seed)[1]) for seed in (0, 1)] == [2, 3]
+    assert "failed: the tickets in" in capsys.readouterr().err
 
 
 def test_weights_that_change_before_the_first_round_are_refused(pair, monkeypatch):
@@ -447,7 +541,7 @@ def test_weights_that_change_before_the_first_round_are_refused(pair, monkeypatc
         return prepare(*rest)
 
     monkeypatch.setattr(main, "prepare", change_after_checks)
-    with pytest.raises(utils.BadInput, match=r"the tickets in .* have changed since this run"):
+    with pytest.raises(utils.Failure, match=r"the tickets in .* have changed since this run"):
         main.main(args)
     assert not utils.Files(args).checkpoint.exists()
 
@@ -573,11 +667,59 @@ def test_curves_are_named_by_the_settings_of_their_sources(pair, new_dataset, tm
     folder = other / utils.Files(pair()[0]).saves.relative_to(there)
     main.main(pair(**flags, dataset="negative", output_dir=tmp_path / "u", tickets_from=folder)[1])
     assert curves_of(tmp_path / "t", tmp_path / "u") == {
-        "lt, source's tickets": seeds,
+        "lt, source's tickets, source's lr=0.0012": seeds,
         "lt, source's tickets, source's lr=0.01": seeds,
-        "reinit, source's masks": seeds,
-        "random, source's weights": seeds,
+        "reinit, source's masks, source's lr=0.0012": seeds,
+        "random, source's weights, source's lr=0.0012": seeds,
     }
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "names"),
+    [
+        (  # which is not the default of the dataset
+            ({"val_size": 100}, {}),
+            ({"val_size": 200}, {}),
+            ["source's val_size=100", "source's val_size=200"],
+        ),
+        (  # the same as their own ones, which does not have to be so
+            ({"lr": 0.01}, {"lr": 0.01}),
+            ({}, {}),
+            ["lr=0.01, source's lr=0.01", "lr=0.0012, source's lr=0.0012"],
+        ),
+        (({"lr": 0.01}, {"lr": 0.01}), ({"lr": 0.01}, {}), ["lr=0.01", "lr=0.0012"]),
+        (  # what must be the same is named once
+            ({"rewind_iter": K}, {"rewind_iter": K}),
+            ({}, {}),
+            [f"rewind_iter={K}", "rewind_iter=0"],
+        ),
+        (
+            ({"prune_percent": 30}, {"prune_percent": 30}),
+            ({}, {}),
+            ["prune_percent=30.0", "prune_percent=20.0"],
+        ),
+    ],
+)
+def test_curves_of_different_sources_are_told_apart(
+    first, second, names, pair, new_dataset, tmp_path
+):
+    """`first` and `second` are the flags of two sources, and of the runs that use them."""
+    new_dataset("negative", 10)
+    expected = {}
+    for seed, (of_source, of_user) in enumerate((first, second)):
+        flags = {"prune_iterations": 1, "seed": seed}
+        place = tmp_path / str(seed)
+        source, _ = pair(flags | of_source | {"output_dir": place / "source"})
+        main.main(source)
+        flags |= of_user | {"dataset": "negative", "output_dir": place / "user"}
+        main.main(pair(**flags, tickets_from=place / "source/saves/fc1/digits")[1])
+        expected[f"lt, source's tickets, {names[seed]}"] = [str(seed)]
+    folders = [tmp_path / "0/user", tmp_path / "1/user"]
+    assert curves_of(*folders) == expected
+
+    with_own = {"dataset": "negative", "prune_iterations": 1, "seed": 2}
+    main.main(pair(with_own | {"output_dir": tmp_path / "own"})[0])
+    assert sorted(curves_of(*folders, tmp_path / "own").values()) == [["0"], ["1"], ["2"]]
 
 
 def test_a_copy_of_a_source_gives_the_same_curve(pair, new_dataset, tmp_path):
