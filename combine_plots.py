@@ -71,7 +71,7 @@ LOGGED = [
     "val_accuracy",
     "masks",
 ]
-# Settings of a source that usually follow from its dataset, which is then named instead.
+# Settings of a source that usually follow from its dataset, which is named instead.
 FOLLOWS_DATASET = ("data", "network", "val_size")
 NEEDED = LOGGED[:6]  # evaluations of untrained tickets have no training loss, and are left out
 # Known prune types, each with the same colour and marker in all figures. Others come after them.
@@ -374,9 +374,10 @@ def whose_masks(prune_type, content):
     settings = content["settings"]
     masks_from = settings.get("masks_from")
     if settings.get("tickets_from"):
-        return {"lt": "source's tickets", "random": "source's weights"}.get(
-            prune_type, "source's masks"
-        )
+        if prune_type == "random":
+            return "source's weights"
+        # Only prune types that reset to weights of the source have this flag.
+        return "source's masks" if "rewind_iter" in content["refused"] else "source's tickets"
     if prune_type == "random":
         return "" if masks_from or settings.get("prune_scope") != "global" else "own densities"
     if prune_type == "lt" or settings.get("one_shot") or content.get("before_training"):
@@ -431,29 +432,32 @@ def differing_settings(recorded):
     own = own.reindex(columns=[*dict.fromkeys([*own, *of_source])])
     of_source = of_source.reindex_like(own)
 
-    texts = own.fillna(of_source)  # a flag that a run does not have concerns its source
-    shown = []
+    of_run = varied(own.fillna(of_source))  # a flag that a run does not have concerns its source
+    of_source = of_source[varied(of_source)]
+    differing = dict.fromkeys(recorded, {"settings": "unknown"} if known else {})
+    for files, found in known.items():
+        source = found["source"]
+        differing[files] = own.loc[files, of_run].dropna().to_dict()
+        for name, text in of_source.loc[files].dropna().items():
+            must_agree = source != "source" or name in utils.TICKET_SETTINGS
+            if text != own.at[files, name] or not must_agree:
+                differing[files][f"{source}'s {name}"] = text
+    return differing
+
+
+def varied(texts):
+    """Return the columns of `texts` in which runs differ, unless they follow from other ones."""
+    found = []
     for name in texts:
         leader = utils.FOLLOWS.get(name)
         values = texts[name].dropna()
         follows = leader in texts and values.equals(texts.loc[values.index, leader])
         if values.nunique() > 1 and not follows:
-            shown.append(name)
-    varied = of_source.columns[of_source.nunique() > 1]
-    if "dataset" in varied:
-        values = of_source.groupby("dataset").nunique().max()
-        varied = [name for name in varied if name not in FOLLOWS_DATASET or values[name] > 1]
-
-    differing = dict.fromkeys(recorded, {"settings": "unknown"} if known else {})
-    for files, found in known.items():
-        source = found["source"]
-        texts = own.loc[files, shown].dropna().to_dict()
-        for name, text in of_source.loc[files, varied].dropna().items():
-            agrees = source != "source" or name in utils.TICKET_SETTINGS
-            if not agrees or text != own.at[files, name]:
-                texts[f"{source}'s {name}"] = text
-        differing[files] = texts
-    return differing
+            found.append(name)
+    if "dataset" in found:  # which only sources have another of
+        values = texts.groupby("dataset").nunique().max()
+        found = [name for name in found if name not in FOLLOWS_DATASET or values[name] > 1]
+    return found
 
 
 def warn(message):

@@ -988,13 +988,15 @@ def record_source(run, model, masks):
     `masks` keep all weights of `model`. Raises BadInput if a round is missing or cannot be used.
     """
     checksums = []
-    first = read_ticket(run, 0, masks)["args"]
+    first = None
     rounds = range(run.args.prune_iterations)
     for round_ in tqdm(rounds, desc="checking tickets", delay=1, leave=False):
         ticket = read_ticket(run, round_, masks)
+        first = first or ticket["args"]
         other, _ = difference(ticket["args"], first, run.defaults)
         if other:
-            raise bad_source(run, f"{run.source.saves} has tickets of several runs, {round_} and 0")
+            path = run.source.ticket(round_)
+            raise bad_source(run, f"{path} is of another run than that of round 0, with {other}")
         masks = masks | ticket["masks"]
         checksums.append(checksum(ticket["masks"].values()))
     run.own_output = masks.keys() - ticket["masks"].keys()

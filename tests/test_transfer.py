@@ -419,7 +419,7 @@ def test_tickets_of_several_runs_are_refused(flag, pair, tmp_path):
         args.tickets_from, args.masks_from, args.output_dir = None, "lt", source.output_dir
     files = utils.Files(source)
     shutil.copy(utils.Files(other).ticket(0), files.ticket(0))
-    with pytest.raises(utils.BadInput, match=rf"{files.saves} has tickets of several runs, 1 and"):
+    with pytest.raises(utils.BadInput, match=rf"{files.ticket(1)} is of another run than that"):
         main.main(args)
 
 
