@@ -171,10 +171,13 @@ def prepare(args, runs, model, device):
         for run in runs:
             run.clear()
     print(describe_run(args, model, percents, data, len(runs)), flush=True)
+    if args.tickets_from:
+        source = runs[0].settings["masks_from_settings"]
+        print(f"tickets: those of lt on {source['dataset']}, in {args.tickets_from}")
     if own := runs[0].own_output:
         print(
             f"{', '.join(sorted(own))}: dense and from its own initialization, because the tickets "
-            f"in {args.tickets_from} have another number of outputs"
+            "have another number of outputs"
         )
     return data, percents
 
@@ -1747,9 +1750,9 @@ def add_flags(parser):
         help="in all rounds, rank by the weights at the end of the first round")
     add("--masks_from", choices=["lt", "none"],
         help="use the masks of the lt run with the same seed (default: none%(default).0s)")
-    add("--tickets_from", type=utils.folder, metavar="DIR",
-        help="use the tickets of another lt run: its masks and, for lt and random, its weights; DIR"
-             " is its saves/<arch>/<dataset> (default: none%(default).0s)")
+    add("--tickets_from", type=utils.folder_or_none, metavar="DIR",
+        help="use the tickets of another lt run, of which DIR is the folder saves/<arch>/<dataset>"
+             " (default: none%(default).0s)")
     add("--rewind_iter", default=0, type=size, metavar="K",
         help="reset to the weights after K iterations of the first round")
 

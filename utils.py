@@ -240,6 +240,11 @@ def folder(text):
         raise argparse.ArgumentTypeError(f"{text!r}: there is no such user") from error
 
 
+def folder_or_none(text):
+    """Parse as folder does, and none as None."""
+    return None if text == "none" else folder(text)
+
+
 def as_flag(value):
     """Return the value of a flag as text, as on the command line."""
     if value in (None, []):
@@ -1044,10 +1049,14 @@ def read_ticket(run, round_, masks):
         free = run.settings.keys() - TICKET_SETTINGS
         if not takes_weights(run):
             free |= {"rewind_iter"}
+        if round_ and not path.exists():
+            rounds = plural(run.args.prune_iterations, "round")
+            remedy = f"give --prune_iterations={round_}, or let that run finish {rounds}"
     elif not path.exists():
         remedy = "run the same command with --prune_type=lt and without --masks_from first"
     try:
         if os.path.realpath(path) == os.path.realpath(run.files.ticket(round_)):
+            remedy = "choose another --output_dir"
             raise BadInput("these are the tickets of this very run")
         ticket = load_checkpoint(path, {"masks": dict, "round": int, "args": dict, "made_by": dict})
         if ticket["round"] != round_:

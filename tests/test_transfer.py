@@ -258,6 +258,7 @@ def test_an_output_layer_of_another_size_is_its_own_and_dense(
         assert same(state, expected)
         assert same(found, masks[round_] | {weight: torch.ones_like(own[weight]).bool()})
     output = capsys.readouterr().out
+    assert f"\ntickets: those of lt on digits, in {args.tickets_from}\n" in output
     assert f"{bias}, {weight}: dense and from its own initialization, because" in output
     share = re.search(r"(\S+)% of them remain in the last round", output)
     remaining = np.load(utils.Files(args).array("compression"))
@@ -322,7 +323,7 @@ def test_only_the_number_of_outputs_may_differ(change, missing):
         (
             {"prune_iterations": 2},
             r"/1_model_lt\.pth\.tar is missing",
-            "that has finished 2 rounds",
+            "Give --prune_iterations=1, or let that run finish 2 rounds, or give the folder",
         ),
         ({"seed": 1}, r"seed1/0_model_lt\.pth\.tar is missing", "with --seed=1"),
         ({"arch_type": "lenet5"}, "with --arch_type=fc1, not lenet5", "Give --arch_type=fc1, or"),
@@ -365,7 +366,7 @@ def test_the_folder_of_the_run_itself_is_refused(pair):
     main.main(source)
     before = arrays(source)
     source.tickets_from = Path(utils.Files(source).saves.parent, ".", "digits")
-    with pytest.raises(utils.BadInput, match=r": these are the tickets of this very run\. Give"):
+    with pytest.raises(utils.BadInput, match=r"tickets of this very run\. Choose another --out"):
         main.main(source)
     source.tickets_from = None
     main.main(source)
@@ -544,6 +545,12 @@ def test_weights_that_change_before_the_first_round_are_refused(pair, monkeypatc
     with pytest.raises(utils.Failure, match=r"the tickets in .* have changed since this run"):
         main.main(args)
     assert not utils.Files(args).checkpoint.exists()
+
+
+def test_none_is_no_source():
+    """As after an error that says that existing results have --tickets_from=none."""
+    args = main.parse_args(["--tickets_from=none", "--paper", "--prune_type=reinit"])
+    assert (args.tickets_from, args.masks_from) == (None, "lt")
 
 
 @pytest.mark.parametrize(
