@@ -376,8 +376,8 @@ def whose_masks(prune_type, content):
     if settings.get("tickets_from"):
         if prune_type == "random":
             return "source's weights"
-        # Only prune types that reset to weights of the source have this flag.
-        return "source's masks" if "rewind_iter" in content["refused"] else "source's tickets"
+        takes_weights = utils.takes_weights(settings, content["refused"])
+        return "source's tickets" if takes_weights else "source's masks"
     if prune_type == "random":
         return "" if masks_from or settings.get("prune_scope") != "global" else "own densities"
     if prune_type == "lt" or settings.get("one_shot") or content.get("before_training"):

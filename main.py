@@ -893,7 +893,7 @@ def first_model(run, device):
     another number of outputs, that layer keeps its own initialization.
     """
     model = new_model(run.args, 0, device)
-    if utils.takes_weights(run):
+    if utils.takes_weights(run.settings, run.refused):
         _, weights = utils.read_source(run, 0, model, dense_masks(model))
         model.load_state_dict(model.state_dict() | weights)
     return model

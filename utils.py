@@ -982,9 +982,12 @@ def source_files(args):
     return None
 
 
-def takes_weights(run):
-    """Return whether the run starts its rounds from weights of the source, as lt and random do."""
-    return bool(run.args.tickets_from) and "rewind_iter" not in run.refused
+def takes_weights(settings, refused):
+    """Return whether a run starts its rounds from weights of the source, as lt and random do.
+
+    `settings` are those of the run, {name: value}, and `refused` the flags that it does not have.
+    """
+    return bool(settings.get("tickets_from")) and "rewind_iter" not in refused
 
 
 def record_source(run, model, masks):
@@ -1005,7 +1008,7 @@ def record_source(run, model, masks):
         masks = masks | ticket["masks"]
         checksums.append(checksum(ticket["masks"].values()))
     run.own_output = masks.keys() - ticket["masks"].keys()
-    if takes_weights(run):
+    if takes_weights(run.settings, run.refused):
         weights = read_weights(run, model)
         run.own_output |= model.state_dict().keys() - weights.keys()
         checksums = [checksum(weights.values(), value) for value in checksums]
@@ -1024,7 +1027,9 @@ def read_source(run, round_, model, masks):
     """
     try:
         found = read_ticket(run, round_, masks)["masks"]
-        weights = read_weights(run, model) if takes_weights(run) else {}
+        weights = {}
+        if takes_weights(run.settings, run.refused):
+            weights = read_weights(run, model)
         now = checksum([*found.values(), *weights.values()])
     except BadInput:  # although it could be used
         now = None
@@ -1046,9 +1051,7 @@ def read_ticket(run, round_, masks):
     free = {"prune_type", "masks_from", "rewind_iter"}
     remedy = ""
     if run.args.tickets_from:
-        free = run.settings.keys() - TICKET_SETTINGS
-        if not takes_weights(run):
-            free |= {"rewind_iter"}
+        free = (run.settings.keys() - TICKET_SETTINGS).union(run.refused)
         if round_ and not path.exists():
             rounds = plural(run.args.prune_iterations, "round")
             remedy = f"give --prune_iterations={round_}, or let that run finish {rounds}"
