@@ -10,7 +10,9 @@ architecture and dataset it prints a table and what follows from it, and draws
 - early-stopping iteration, and test accuracy at early stopping and at the end of training, as in
   the paper's Figure 4;
 - test accuracy of the untrained tickets;
-- test accuracy during training for some rounds, as in the paper's Figure 3.
+- test accuracy during training for some rounds, as in the paper's Figure 3;
+- with `main.py --connect_to`, the error barrier between two runs, and the test error on the line
+  between their networks.
 
 Seeds with the same settings give a mean and a range. Runs with different settings get a curve each,
 whether they are in one folder or in several:
@@ -47,9 +49,12 @@ COLUMNS = {  # arrays with a value per round
     "finalaccuracy": "test accuracy at the end of training (%)",
     "untrained": "test accuracy before training (%)",
     "trainaccuracy": "training accuracy at the end (%)",
+    "barrier": "error barrier (points)",
 }
 DIGITS = dict.fromkeys(COLUMNS, 2) | {"earlystop": 0}  # after the decimal point, in tables
-PRINTED = ["bestaccuracy", "earlystop"]  # by default: are tickets more accurate? are they faster?
+# By default, if measured: are tickets more accurate? are they faster? are they stable?
+PRINTED = ["bestaccuracy", "earlystop", "barrier"]
+STABLE = 2  # points: networks with a lower barrier are stable, say Frankle et al. (2020)
 TITLES = COLUMNS | {
     "bestaccuracy_difference": "difference in test accuracy (points)",
     "earlystop_difference": "difference in early-stopping iteration",
@@ -59,6 +64,7 @@ FIGURES = {
     "differences": ["bestaccuracy_difference", "earlystop_difference"],  # from the baseline
     "earlystop": ["earlystop", "earlystopaccuracy", "finalaccuracy"],  # the paper's Figure 4
     "untrained": ["untrained"],
+    "barrier": ["barrier"],
 }
 LOGGED = [
     "round",
@@ -73,6 +79,7 @@ LOGGED = [
 ]
 # Settings of a source that usually follow from its dataset, which is named instead.
 FOLLOWS_DATASET = ("data", "network", "val_size")
+ORDER = {"connect_to", "order_seed"}  # settings in which the two runs of a barrier differ
 NEEDED = LOGGED[:6]  # evaluations of untrained tickets have no training loss, and are left out
 # Known prune types, each with the same colour and marker in all figures. Others come after them.
 PRUNE_TYPES = (
@@ -134,7 +141,8 @@ def main(args):
         tables.append(numbers)
         if not chosen.empty:
             shown = table.merge(chosen)
-            texts.append(as_text(shown, baseline, args.columns))
+            measured = [name for name in PRINTED if table[name].notna().any()]
+            texts.append(as_text(shown, baseline, args.columns or measured))
             latex += as_latex(shown, baseline) if args.latex else []
         texts.append("\n".join(answers(table, baseline)))
 
@@ -210,7 +218,7 @@ def read_runs(found):
     The rounds have the columns arch_type, dataset, prune_type, curve; one for each setting in which
     curves differ; seed, round, weights_remaining, COLUMNS; and earlystop_at_end, true if early
     stopping is at the round's last evaluation, and missing if the log does not have it. The
-    evaluations have curve, seed and LOGGED.
+    evaluations have curve, seed and the columns of read_log.
     """
     results = {}
     order = [*PRUNE_TYPES, *sorted({files.prune_type for files in found}.difference(PRUNE_TYPES))]
@@ -292,14 +300,21 @@ def read_run(files):
 
 
 def read_log(path):
-    """Return the evaluations in a log, a DataFrame with the columns LOGGED."""
+    """Return the evaluations in a log, a DataFrame with the columns LOGGED and line_errors.
+
+    line_errors has a list, which is empty unless the evaluation measured the barrier.
+    """
     rows = []
+    line_errors = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         # main.py may be writing it.
         with contextlib.suppress(ValueError, TypeError, OverflowError, AttributeError):
             row = json.loads(line)
+            errors = list(np.array(row.get("line_errors", []), dtype=float))
             rows.append([float(row.get(name, math.nan)) for name in LOGGED])
+            line_errors.append(errors)
     log = pd.DataFrame(rows, columns=LOGGED, dtype=float).replace([math.inf, -math.inf], math.nan)
+    log["line_errors"] = pd.Series(line_errors, index=log.index, dtype=object)
     return log.dropna(subset=NEEDED).astype({"round": int})
 
 
@@ -343,6 +358,8 @@ def read_settings(files):
         of_source = settings
         if recorded.get("masks_from") or recorded.get("tickets_from"):
             of_source = comparable(recorded.get("masks_from_settings", {}))
+        if recorded.get("connect_to"):  # its masks were found in the other order
+            of_source = {name: of_source[name] for name in of_source.keys() - ORDER}
         return {
             "settings": settings,
             "of_source": of_source,
@@ -360,6 +377,8 @@ def comparable(settings, refused=()):
     left_out = {"seed", "prune_type", "masks_from", "tickets_from", "masks_from_settings"}
     left_out |= utils.MAY_CHANGE_ON_RESUME.union(refused)
     texts = {name: utils.as_flag(settings[name]) for name in settings if name not in left_out}
+    if "connect_to" in texts:
+        texts["connect_to"] = str(texts["connect_to"] != "none")  # whether, not with which folder
     for name in texts.keys() & {"network", "data"}:  # too long to be shown
         texts[name] = f"{zlib.crc32(texts[name].encode()):08x}"
     return texts
@@ -832,6 +851,8 @@ def plot_columns(path, table, columns, title, names=None, baseline=None, shared=
             y, label, curve = reference(table, column, baseline)
             colour = looks[curve]["color"] if curve else "black"
             axes.axhline(y, color=colour, linestyle=":", label=label, zorder=0)
+            if column == "barrier":
+                axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
             axes.set_ylabel(textwrap.fill(TITLES[column], LINE))
         set_percent_axis(axes, table.dropna(subset=columns, how="all")["weights_remaining"])
 
@@ -863,14 +884,17 @@ def plot_curves(axes, table, column, looks, names):
 
 
 def reference(table, column, baseline):
-    """Return the dotted line of a column: its height, its label and its curve, or None for chance.
+    """Return the dotted line of a column: its height, its label and its curve, which may be None.
 
-    It is the dense network of the baseline, or of the first curve if there is none.
+    It is a limit that the column has, or the dense network of the baseline, or of the first curve
+    if there is none.
     """
     curve = baseline or table["curve"].iloc[0]
     if column in FIGURES["differences"]:
         return 0, baseline, curve
     dataset = table["dataset"].iloc[0]
+    if column == "barrier":
+        return STABLE, f"stable below {STABLE} points", None
     if column == "untrained" and dataset in archs.datasets():  # its folder may have been deleted
         return 100 / archs.facts(dataset).CLASSES, "chance", None
     dense = table[(table["curve"] == curve) & (table["round"] == 0)]
@@ -909,6 +933,11 @@ def draw_experiment(args, table, log, baseline):
         missing = sorted(set(table["curve"]).difference(log["curve"]))
         if missing:
             warn(f"not in {path}, because the log has none of its rounds: {'; '.join(missing)}")
+    lines = log[log["line_errors"].astype(bool)]
+    if not lines.empty:
+        path = Path(args.figures, f"interpolation_{place}")
+        content = plot_interpolation(path, lines, title)
+        print(f"{path}: test error on the line between two networks; {content}")
 
 
 def over_seeds(seeds, spread, needed):
@@ -938,8 +967,6 @@ def plot_training(path, rows, title):
     `rows` has evaluations as read_runs returns them. Those within 1/TRAINING_POINTS of the longest
     round are drawn as one point, at the mean of their iterations. Returns what is drawn, as texts.
     """
-    import seaborn as sns
-
     width = max(1, rows["iteration"].max() / TRAINING_POINTS)
     rows = rows.assign(part=(rows["iteration"] / width).apply(math.ceil))
     groups = rows.groupby(["curve", "seed", "round", "part"], sort=False)
@@ -949,15 +976,51 @@ def plot_training(path, rows, title):
     rows = groups[["iteration", "weights_remaining", "test_accuracy"]].mean().reset_index()
     # The last part of an unfinished round may have fewer evaluations than that of other seeds.
     rows["iteration"] = rows.groupby(["curve", "round", "part"])["iteration"].transform("mean")
-    rows["remaining"] = round_labels(rows)
-    labels = rows.sort_values("weights_remaining", ascending=False)["remaining"].unique()
     # The first evaluations, far below the others, would leave no room for the differences.
-    low, high = rows["test_accuracy"].quantile([0.03, 1])
-    margin = 0.05 * (high - low) + 0.01
-    outside = (rows["test_accuracy"] < low - margin).mean()
+    low, high = limits(rows["test_accuracy"], outside=0.03)
+    outside = (rows["test_accuracy"] < low).mean()
     if outside:
-        notes.append(f"{100 * outside:.2g}% of the points are below {low - margin:.4g}%")
+        notes.append(f"{100 * outside:.2g}% of the points are below {low:.4g}%")
 
+    with rounds_of_curves(path, rows, "iteration", "test_accuracy", title) as (panels, content):
+        for axes in panels:
+            axes.set(ylabel="test accuracy (%)", ylim=(low, high))
+        set_iteration_axis(panels[-1], notes)
+    return [content, *notes]
+
+
+def plot_interpolation(path, rows, title):
+    """Plot test errors on the line between the networks of two runs, with a panel per curve.
+
+    `rows` has evaluations with line_errors as read_runs returns them. Returns what is drawn.
+    """
+    points = rows.explode("line_errors", ignore_index=True).astype({"line_errors": float})
+    numbers = points.groupby(["curve", "seed", "round"]).cumcount()
+    points["position"] = numbers / numbers.max()
+    with rounds_of_curves(path, points, "position", "line_errors", title) as (panels, content):
+        for axes in panels:
+            axes.set(ylabel="test error (%)", ylim=limits(points["line_errors"]))
+        panels[-1].set_xlabel("position on the line\n(0: first run, 1: run with --connect_to)")
+    return content
+
+
+def limits(values, outside=0.0):
+    """Return the limits of an axis for some values; a share of them may be `outside`, below it."""
+    low, high = values.quantile([outside, 1])
+    margin = 0.05 * (high - low) + 0.01
+    return low - margin, high + margin
+
+
+@contextlib.contextmanager
+def rounds_of_curves(path, rows, x, y, title):
+    """Plot a column `y` of rows against `x`, with a panel per curve and a line per round.
+
+    Yields the panels and what is drawn, such as "mean and range, 3 seeds".
+    """
+    import seaborn as sns
+
+    rows = rows.assign(remaining=round_labels(rows))
+    labels = rows.sort_values("weights_remaining", ascending=False)["remaining"].unique()
     seeds = rows.groupby(["curve", "round"], sort=False)["seed"].nunique()
     content, names = over_seeds(seeds.droplevel("round"), "range", 2)
     curves = rows.groupby("curve", sort=False)
@@ -967,21 +1030,19 @@ def plot_training(path, rows, title):
         for axes, (curve, points) in zip(panels, curves, strict=True):
             sns.lineplot(
                 points,
-                x="iteration",
-                y="test_accuracy",
+                x=x,
+                y=y,
                 hue="remaining",
                 hue_order=labels,
                 palette="viridis_r",
                 errorbar=("pi", 100),
                 # A line of one point would be invisible.
-                marker="o" if points["part"].nunique() <= 10 else None,
+                marker="o" if points[x].nunique() <= 10 else None,
                 ax=axes,
             )
             axes.get_legend().remove()
             axes.set_title(textwrap.fill(names.get(curve, curve), 40))
-            axes.set(ylabel="test accuracy (%)", ylim=(low - margin, high + margin))
-        set_iteration_axis(axes, notes)
-    return [content, *notes]
+        yield panels, content
 
 
 def round_labels(rows):
@@ -1093,9 +1154,9 @@ def parse_args(argv=None):
     add("--rounds", type=utils.numbers("[0, inf)"), metavar="N,...",
         help="comma-separated rounds to tabulate, and whose training is drawn (default: those"
              " nearest to 100, 50, 20, 10, 5, 2 and 1%% of the weights, and the last%(default).0s)")
-    add("--columns", nargs="+", default=PRINTED, choices=COLUMNS, metavar="NAME",
+    add("--columns", nargs="+", default=[], choices=COLUMNS, metavar="NAME",
         help=f"quantities to print: {', '.join(COLUMNS)}"
-             f" (default: {' '.join(PRINTED)}%(default).0s)")
+             f" (default: {' '.join(PRINTED)}, if measured%(default).0s)")
     add("--output_dir", type=utils.folder, metavar="DIR", nargs="+", action="extend",
         help="one or more of main.py's --output_dir (default: .%(default).0s)")
     add("--figures", type=utils.folder, metavar="DIR",

@@ -59,8 +59,11 @@ CONVOLUTIONS = (
     nn.ConvTranspose3d,
 )
 LAYERS = (nn.Linear, nn.Bilinear, *CONVOLUTIONS)  # their weights are pruned
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 SEEDS = 2**64  # as many as torch has
 EVAL_BATCH = {"cpu": 500, "cuda": 2000}  # fits a CPU's caches; keeps a GPU busy
+POINTS = 30  # on the line between two networks, as many as Frankle et al. (2020) have
+STATISTICS = 5000  # training examples from which batch norm's statistics are computed there
 SPARSE_BELOW = 22.0  # percent of a layer's weights below which it is faster: docs/speed.md
 # By how much a rehearsal of the fast way may differ from the plain way, relatively; 0.001 for what
 # is not listed. Adam turns gradients that are rounding errors, such as those of a bias before batch
@@ -119,7 +122,8 @@ def main(args):
 def new_run(args, model):
     """Return the run of a trial, with its settings: flags, network, and the source of its tickets.
 
-    Raises utils.BadInput if the source, of `--masks_from` or `--tickets_from`, cannot be used.
+    Raises utils.BadInput if the source, of `--masks_from`, `--tickets_from` or `--connect_to`,
+    cannot be used.
     """
     network = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # addresses differ between processes
     settings = vars(args) | {"network": network}
@@ -167,18 +171,13 @@ def prepare(args, runs, model, device):
         run.check_state(state)
     check_training(args, state, data)
     reset(args, state, state.masks)  # a rehearsal: it raises if the prune type's function is wrong
+    if args.connect_to:
+        check_reset(args, state)
     if args.overwrite:
         for run in runs:
             run.clear()
-    print(describe_run(args, model, percents, data, len(runs)), flush=True)
-    if args.tickets_from:
-        source = runs[0].settings["masks_from_settings"]
-        print(f"tickets: those of lt on {source['dataset']}, in {args.tickets_from}")
-    if own := runs[0].own_output:
-        print(
-            f"{', '.join(sorted(own))}: dense and from its own initialization, because the tickets "
-            "have another number of outputs"
-        )
+    print(describe_run(args, model, percents, data, len(runs)))
+    print(describe_source(runs[0]), end="", flush=True)
     return data, percents
 
 
@@ -211,11 +210,15 @@ def train(args, state, data, run):
 
             # A step does not wait for the device. What follows does, if there is anything to do.
             if state.round == 0 and state.iteration == args.rewind_iter:
+                check_shared(run, state.model)
                 utils.restore(state.initial, state.model.state_dict())
                 utils.restore(state.start, state.initial)  # where later rounds start, too
                 utils.save_checkpoint(run.files.initial, state.initial)
             if row_due(args, state.iteration, steps, end):
-                row = log.add(measure(args, state, data, steps, end))
+                measured = measure(args, state, data, steps, end)
+                if args.connect_to and state.iteration == end:
+                    measured |= measure_barrier(run, state, data)
+                row = log.add(measured)
                 if row is utils.best(state.rows[-1]):
                     utils.restore(state.best, state.model.state_dict())
             log.step()
@@ -373,12 +376,11 @@ def next_masks(run, state, data, percents):
     next_round = state.round + 1
     if run.source:
         dense = dense_masks(state.model)
-        found, _ = utils.read_source(run, next_round, state.model, dense)
-        masks = dense | found
+        masks = dense | utils.read_source(run, next_round, state.model, dense)["masks"]
     else:
         scores = score_weights(run, state, data)
         masks = prune(scores, state.masks, percents, args.prune_scope)
-    if args.prune_type == "random":
+    if args.prune_type == "random" and not args.connect_to:  # which has the masks of random
         seed_torch(args.seed, next_round, 0)
         masks = random_masks(masks, state.masks)
     emptied = [name for name, mask in state.masks.items() if mask.any() and not masks[name].any()]
@@ -539,6 +541,8 @@ PRUNE_TYPES = {
 def refused(prune_type):
     """Return the flags that a prune type does not have, and why: {flag: reason}."""
     reasons = {}
+    if PRUNE_TYPES[prune_type].reset is lr_rewind:
+        reasons["connect_to"] = "its rounds start from trained weights, which two runs do not share"
     if prune_type == "lt":
         reasons["masks_from"] = "lt makes the masks for the other prune types"
     if PRUNE_TYPES[prune_type].reset is not lt:
@@ -894,9 +898,29 @@ def first_model(run, device):
     """
     model = new_model(run.args, 0, device)
     if utils.takes_weights(run.settings, run.refused):
-        _, weights = utils.read_source(run, 0, model, dense_masks(model))
-        model.load_state_dict(model.state_dict() | weights)
+        found = utils.read_source(run, 0, model, dense_masks(model))
+        model.load_state_dict(model.state_dict() | found["weights"])
+    if run.args.rewind_iter == 0:
+        check_shared(run, model)
     return model
+
+
+def check_shared(run, model):
+    """Raise utils.Failure if the network has other weights than the run of `--connect_to` at K.
+
+    K is `--rewind_iter`. From there on, only the order of examples may differ.
+    """
+    args = run.args
+    if not args.connect_to:
+        return
+    weights = utils.read_source(run, 0, model, dense_masks(model))["weights"]
+    own = utils.snapshot(model)
+    if not all(torch.equal(own[name], weights[name]) for name in own):
+        raise utils.Failure(
+            f"at iteration {args.rewind_iter}, the network of seed {args.seed} is not that in "
+            f"{run.source.initial}. Use the same code, versions, device and --threads for both "
+            "runs, with --overwrite; on a GPU, only --rewind_iter=0 is sure to work"
+        )
 
 
 def glorot(model):
@@ -1042,6 +1066,24 @@ def check_training(args, state, data):
         )
 
 
+def check_reset(args, state):
+    """Raise utils.BadInput if rounds start from anything that was trained.
+
+    `state` was reset from an untrained network, and cannot be used afterwards.
+    """
+    start = utils.snapshot(state.start)
+    state.round -= 1
+    for tensor in state.model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(1)
+    reset(args, state, state.masks)
+    if not all(torch.equal(start[name], state.start[name].cpu()) for name in start):
+        raise utils.BadInput(
+            f"--connect_to is not for --prune_type={args.prune_type}, whose rounds start from "
+            "trained weights, which two runs do not share"
+        )
+
+
 def new_state(args, model):
     """Return the state of a new run, with the network as it is."""
     return utils.State(
@@ -1134,7 +1176,8 @@ class Step:
     def __call__(self):
         """Train on the next batch."""
         index = self.state.iteration % self.steps
-        if index == 0 or not self.seeds:  # a new epoch, or the first call
+        at_k = self.state.iteration == self.args.rewind_iter  # from where another order counts
+        if index == 0 or at_k or not self.seeds:  # nor are there seeds at the first call
             self.begin_epoch()
         self.generator.manual_seed(self.seeds[index])
         if self.graph:
@@ -1146,9 +1189,12 @@ class Step:
     def begin_epoch(self):
         """Draw the batches and seeds of the state's epoch, and set its learning rates."""
         epoch, index = divmod(self.state.iteration, self.steps)
-        drawn = seeds(1 + self.steps, self.args.seed, self.state.round, epoch + 1)
-        order_seed, *self.seeds = drawn
-        torch.manual_seed(order_seed)
+        key = [self.state.round, epoch + 1]
+        before_k = self.state.round == 0 and self.state.iteration < self.args.rewind_iter
+        if self.args.order_seed and not before_k:
+            key.append(self.args.order_seed)
+        permutation_seed, *self.seeds = seeds(1 + self.steps, self.args.seed, *key)
+        torch.manual_seed(permutation_seed)
         order = torch.randperm(len(self.data.train[1]))  # on the CPU: the same for every device
         self.batches.copy_(order[: self.batches.numel()].view_as(self.batches))
 
@@ -1486,6 +1532,57 @@ def evaluate(args, model, data, examples):
     return loss / len(labels), 100 * correct / len(labels)
 
 
+@torch.no_grad()
+def measure_barrier(run, state, data):
+    """Return the test errors between the network of `--connect_to` and this one, and the barrier.
+
+    `line_errors` are those at POINTS evenly spaced points of the line from that run's network at
+    the end of the round to this run's, in percent. `barrier` is their maximum minus the mean of
+    both ends, in percentage points.
+
+    J. Frankle, G. K. Dziugaite, D. M. Roy and M. Carbin, "Linear Mode Connectivity and the Lottery
+    Ticket Hypothesis", ICML 2020.
+    """
+    args = run.args
+    model = new_model(args, 0, data.device)
+    there = utils.read_source(run, state.round, model, dense_masks(model))["final"]
+    here = utils.snapshot(state.model)
+    errors = []
+    for point in tqdm(range(POINTS), desc="measuring the barrier", delay=1, leave=False):
+        between = dict(here)
+        for name, tensor in here.items():
+            if tensor.is_floating_point():
+                between[name] = there[name].lerp(tensor, point / (POINTS - 1))
+        model.load_state_dict(between)
+        recompute_statistics(args, model, data)
+        _, accuracy = evaluate(args, model, data, data.test)
+        errors.append(100 - accuracy)
+    return {"barrier": max(errors) - (errors[0] + errors[-1]) / 2, "line_errors": errors}
+
+
+def recompute_statistics(args, model, data):
+    """Replace batch norm's running statistics by those of STATISTICS training examples.
+
+    The seed chooses the examples. Only batch norm is in training mode, so that there is no dropout.
+    Averages of the statistics of two networks would be too low or too high.
+    """
+    model.eval()
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+    norms = [module for module in norms if module.running_mean is not None]
+    if not norms:
+        return
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None  # the mean over all batches
+        module.train()
+    images, _ = data.train
+    seed_torch(args.seed, 0, 0, 1)  # not as snip
+    chosen = torch.randperm(len(images))[:STATISTICS].to(images.device)
+    for batch in chosen.split(EVAL_BATCH["cpu"]):  # the same on every device
+        if len(batch) > 1:  # a single one has no variance
+            forward(args, model, data, images[batch])
+
+
 # ---- The description of a run, and its flags -----------------------------------------------------
 
 
@@ -1528,14 +1625,39 @@ def describe_run(args, model, percents, data, trials):
     return "\n".join(lines)
 
 
-def last_survivors(args, weights, percents):
-    """Return the number of prunable weights in the last round; None if it depends on training.
+def describe_source(run):
+    """Return the lines printed before training about the run whose tickets are used, or ""."""
+    args = run.args
+    lines = []
+    if args.tickets_from:
+        source = run.settings["masks_from_settings"]
+        lines.append(f"tickets: those of lt on {source['dataset']}, in {args.tickets_from}")
+    if run.own_output:
+        lines.append(
+            f"{', '.join(sorted(run.own_output))}: dense and from its own initialization, because "
+            "the tickets have another number of outputs"
+        )
+    if args.connect_to:
+        lines.append(
+            f"connected to the run in {args.connect_to}: its masks, its weights at iteration "
+            f"{args.rewind_iter}, and from there on --order_seed={args.order_seed}"
+        )
+        if run.source_settings.get("order_seed", 0) == args.order_seed:
+            lines.append("note: both runs have the same order, so the barrier should be 0")
+    return "".join(f"{line}\n" for line in lines)
 
-    It does with global pruning, if layers have different rates or if another run's tickets, of
-    which the output layer may not be used, are trained.
+
+def last_survivors(args, weights, percents):
+    """Return the number of prunable weights in the last round; None if it is not known before.
+
+    With global pruning, it depends on training if layers have different rates or if another run's
+    tickets, of which the output layer may not be used, are trained. A run that is connected to one
+    with such tickets does not know that layer.
     """
     rates = set(filter(None, percents.values()))
     if args.prune_scope == "global" and (len(rates) > 1 or args.tickets_from):
+        return None
+    if args.connect_to and args.tickets_from:
         return None
     groups = Counter()
     for name, weight in weights.items():
@@ -1553,7 +1675,7 @@ def closing(args, argv):
     """Return a run's last lines: its figure, and the command that comes next."""
     which = f"figure of seed {args.seed}" if args.trials > 1 else "figure"
     figure = utils.Files(args).figure("AccuracyVsWeights")
-    if args.prune_type == "lt":
+    if args.prune_type == "lt" and not args.connect_to:
         flags = [text for text in argv if text not in ("--prune_type=lt", "--overwrite")]
         flags.append("--prune_type=reinit")
         if not args.one_shot and not args.tickets_from:  # which have the masks of lt anyway
@@ -1595,6 +1717,8 @@ def parse_args(argv=None):
 
     if args.masks_from == "none":
         args.masks_from = None
+    if args.order_seed is None:
+        args.order_seed = 1 if args.connect_to else 0
     if not re.fullmatch(r"(?!before_)\w+", args.prune_type):  # as previous checkpoints are called
         parser.error(
             f"--prune_type={args.prune_type}: its name is part of file names, so use letters, "
@@ -1755,6 +1879,15 @@ def add_flags(parser):
              " (default: none%(default).0s)")
     add("--rewind_iter", default=0, type=size, metavar="K",
         help="reset to the weights after K iterations of the first round")
+
+    add = parser.add_argument_group("stability").add_argument
+    add("--order_seed", type=number(int, f"[0, {SEEDS})"), metavar="N",
+        help="another order of examples, augmentation and dropout for each seed, from iteration K"
+             " on; 0: the usual one (default: 0, with --connect_to 1%(default).0s)")
+    add("--connect_to", type=utils.folder_or_none, metavar="DIR",
+        help="repeat the run of the same prune type in DIR, its folder saves/<arch>/<dataset>, in"
+             " another order, and measure the error barrier between both (default:"
+             " none%(default).0s)")
 
     add = parser.add_argument_group("training").add_argument
     add("--optimizer", default="adam", choices=["adam", "sgd"],

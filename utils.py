@@ -77,6 +77,7 @@ ARRAYS = (
     "earlystopaccuracy",
     "untrained",
     "trainaccuracy",
+    "barrier",
     "compression",
 )
 SCALARS = {
@@ -91,6 +92,7 @@ TICKET_SCALARS = {
     "ticket/training_accuracy": "trainaccuracy",
     "ticket/early_stop_iteration": "earlystop",
     "ticket/weights_remaining": "compression",
+    "ticket/error_barrier": "barrier",
 }
 START_OVER = "Choose another --output_dir, or add --overwrite to delete the existing results"
 
@@ -429,7 +431,7 @@ def best(rows):
 
 
 def round_summary(rows):
-    """Return a finished round's values in ARRAYS, {name: number}."""
+    """Return a finished round's values in ARRAYS, {name: number}; NaN if not measured."""
     at_best = best(rows)
     at_early_stop = min(evaluations(rows), key=lambda row: row["val_loss"])
     at_end = rows[-1]
@@ -440,6 +442,7 @@ def round_summary(rows):
         "earlystopaccuracy": at_early_stop["test_accuracy"],
         "untrained": rows[0]["test_accuracy"],
         "trainaccuracy": at_end["train_accuracy"],
+        "barrier": at_end.get("barrier", math.nan),
         "compression": at_end["weights_remaining"],
     }
 
@@ -614,7 +617,11 @@ def write_arrays(files, rounds, start=0):
             write_array(files.array(f"all_accuracy_{number}"), by_epoch(rows, "test_accuracy"))
     summaries = [round_summary(rows) for rows in rounds]
     for name in ARRAYS:
-        write_array(files.array(name), [values[name] for values in summaries])
+        values = [of_round[name] for of_round in summaries]
+        if name == "barrier" and all(map(math.isnan, values)):
+            files.array(name).unlink(missing_ok=True)  # only runs with --connect_to have barriers
+        else:
+            write_array(files.array(name), values)
 
 
 def write_results(files, rounds):
@@ -709,6 +716,7 @@ class Run:
         self.refused = list(refused)  # the flags that the run does not have
         self.before_training = before_training  # whether the criterion uses no trained weights
         self.source = source_files(args)  # of the run whose tickets it uses, or None
+        self.source_settings = {}  # {name: value}
         self.own_output = set()  # tensors for which the source has another number of outputs
         self.saved_path = None  # of the checkpoint to resume from
         self.saved = None  # its content
@@ -758,12 +766,13 @@ class Run:
     def record_data(self, digest):
         """Record what identifies the data as a setting.
 
-        Raises BadInput if the checkpoint, or the masks of another run, are of other data.
+        Raises BadInput if the checkpoint, or a source that must agree, is of other data.
         """
         self.settings["data"] = digest
         if self.saved:
             self.check_settings(self.saved["args"])
-        if self.args.masks_from and self.settings["masks_from_settings"]["data"] != digest:
+        must_agree = self.args.connect_to or self.args.masks_from
+        if must_agree and self.source_settings["data"] != digest:
             raise bad_source(self, f"{self.source.ticket(0)} was made with other data")
 
     def check_state(self, state):
@@ -810,7 +819,7 @@ class Run:
         else:
             if self.source:
                 path = self.source.ticket(0)
-                made_by = read_ticket(self, 0, state.masks)["made_by"]
+                made_by = read_ticket(self, 0, state.model, state.masks)["made_by"]
                 note_changes(f"{path} was made before changes", made_by, provenance())
             self.clear()
             self.state = state
@@ -975,6 +984,8 @@ def first_weights(run, model):
 
 def source_files(args):
     """Return the Files of the run whose tickets a run uses; None if it makes its own masks."""
+    if args.connect_to:
+        return Files(args, saves=args.connect_to)
     if args.tickets_from:
         return Files(args, "lt", args.tickets_from)
     if args.masks_from:
@@ -990,47 +1001,58 @@ def takes_weights(settings, refused):
     return bool(settings.get("tickets_from")) and "rewind_iter" not in refused
 
 
+def uses_weights(run):
+    """Return whether a run takes weights of the source, or must have the same ones."""
+    return bool(run.args.connect_to) or takes_weights(run.settings, run.refused)
+
+
 def record_source(run, model, masks):
     """Return the settings of the source, and a checksum per round of all that is used of it.
 
     `masks` keep all weights of `model`. Raises BadInput if a round is missing or cannot be used.
     """
     checksums = []
-    first = None
     rounds = range(run.args.prune_iterations)
     for round_ in tqdm(rounds, desc="checking tickets", delay=1, leave=False):
-        ticket = read_ticket(run, round_, masks)
-        first = first or ticket["args"]
-        other, _ = difference(ticket["args"], first, run.defaults)
+        ticket = read_ticket(run, round_, model, masks)
+        run.source_settings = run.source_settings or ticket["args"]
+        other, _ = difference(ticket["args"], run.source_settings, run.defaults)
         if other:
             path = run.source.ticket(round_)
             raise bad_source(run, f"{path} is of another run than that of round 0, with {other}")
         masks = masks | ticket["masks"]
-        checksums.append(checksum(ticket["masks"].values()))
+        checksums.append(checksum([*ticket["masks"].values(), *ticket["final"].values()]))
     run.own_output = masks.keys() - ticket["masks"].keys()
-    if takes_weights(run.settings, run.refused):
+    if uses_weights(run):
         weights = read_weights(run, model)
         run.own_output |= model.state_dict().keys() - weights.keys()
         checksums = [checksum(weights.values(), value) for value in checksums]
-    source = {}
-    for name, value in ticket["args"].items():
+
+    source = run.source_settings
+    if run.args.connect_to:  # whose settings are this run's; its masks may be those of another run
+        source = source.get("masks_from_settings", {})
+    kept = {}
+    for name, value in source.items():
         if name not in MAY_CHANGE_ON_RESUME and name != "seed":
-            source[name] = value
-    return {"masks_from_settings": source, "masks_from_checksums": checksums}
+            kept[name] = value
+    return {"masks_from_settings": kept, "masks_from_checksums": checksums}
 
 
 def read_source(run, round_, model, masks):
-    """Return the masks and weights of the source in a round, {name: tensor}, that are used.
+    """Return what is used of the source in a round: {"masks", "weights", "final"}.
 
-    An output layer with another number of outputs is missing. There are no weights if only masks
-    are used. Raises Failure if they are not those that record_source found.
+    Each is {name: tensor}. An output layer with another number of outputs is missing. `weights` are
+    those at the source's iteration K, and `final` those at the end of the round; they are empty if
+    they are not used. Raises Failure if this is not what record_source found.
     """
     try:
-        found = read_ticket(run, round_, masks)["masks"]
-        weights = {}
-        if takes_weights(run.settings, run.refused):
-            weights = read_weights(run, model)
-        now = checksum([*found.values(), *weights.values()])
+        ticket = read_ticket(run, round_, model, masks)
+        used = {
+            "masks": ticket["masks"],
+            "final": ticket["final"],
+            "weights": read_weights(run, model) if uses_weights(run) else {},
+        }
+        now = checksum(tensor for tensors in used.values() for tensor in tensors.values())
     except BadInput:  # although it could be used
         now = None
     if now != run.settings["masks_from_checksums"][round_]:
@@ -1038,22 +1060,26 @@ def read_source(run, round_, model, masks):
             f"the tickets in {run.source.saves} have changed since this run started. Restore them "
             "and run the same command to resume, or choose another --output_dir"
         )
-    return found, weights
+    return used
 
 
-def read_ticket(run, round_, masks):
+def read_ticket(run, round_, model, masks):
     """Return the ticket of the source in a round, with the masks that fit to `masks`.
 
-    Raises BadInput if it is missing, if it comes from other settings or another network, or if its
-    masks are not nested in `masks`.
+    Its `final` is empty if it is not used. Raises BadInput if the ticket is missing, if it comes
+    from other settings or another network, or if its masks are not nested in `masks`.
     """
+    args = run.args
     path = run.source.ticket(round_)
     free = {"prune_type", "masks_from", "rewind_iter"}
-    remedy = ""
-    if run.args.tickets_from:
+    if args.connect_to:
+        free = {"connect_to", "order_seed"}
+    elif args.tickets_from:
         free = (run.settings.keys() - TICKET_SETTINGS).union(run.refused)
-        if round_ and not path.exists():
-            rounds = plural(run.args.prune_iterations, "round")
+    remedy = ""
+    if not path.exists() and (args.connect_to or args.tickets_from):
+        if round_:
+            rounds = plural(args.prune_iterations, "round")
             remedy = f"give --prune_iterations={round_}, or let that run finish {rounds}"
     elif not path.exists():
         remedy = "run the same command with --prune_type=lt and without --masks_from first"
@@ -1061,10 +1087,12 @@ def read_ticket(run, round_, masks):
         if os.path.realpath(path) == os.path.realpath(run.files.ticket(round_)):
             remedy = "choose another --output_dir"
             raise BadInput("these are the tickets of this very run")
-        ticket = load_checkpoint(path, {"masks": dict, "round": int, "args": dict, "made_by": dict})
+        types = {"masks": dict, "final": dict, "round": int, "args": dict, "made_by": dict}
+        ticket = load_checkpoint(path, types)
         if ticket["round"] != round_:
             raise BadInput(f"{path} is the ticket of round {ticket['round']}")
-        if original := ticket["args"].get("tickets_from"):
+        original = ticket["args"].get("tickets_from")
+        if original and not args.connect_to:
             remedy = (
                 f"give --tickets_from={original} instead, as seen from where that run was started"
             )
@@ -1079,6 +1107,10 @@ def read_ticket(run, round_, masks):
         ticket["masks"] = fitting(found, masks, path)
         if any((mask & ~masks[name].cpu()).any() for name, mask in ticket["masks"].items()):
             raise BadInput(f"{path} keeps weights that an earlier round has pruned")
+        if not args.connect_to:
+            ticket["final"] = {}
+        elif not same_structure(model, ticket["final"]):
+            raise BadInput(f"{path} is of another network")
     except BadInput as error:
         raise bad_source(run, error, remedy) from error
     return ticket
@@ -1124,17 +1156,22 @@ def fitting(found, own, path):
 
 def bad_source(run, problem, remedy=""):
     """Return the error that the tickets of another run cannot be used, and what to do instead."""
-    flag, other = "masks_from", "use another --output_dir for both runs"
-    if run.args.tickets_from:
-        flag = "tickets_from"
-        rounds = plural(run.args.prune_iterations, "round")
-        other = (
-            "give the folder saves/<arch>/<dataset>, without that of a seed, of an lt run that has "
-            f"finished {rounds} with --seed={run.args.seed}"
-        )
-    advice = ", or ".join(filter(None, [remedy, other]))
+    folder = "give the folder saves/<arch>/<dataset>, without that of a seed, of"
+    rounds = plural(run.args.prune_iterations, "round")
+    advice = {
+        "connect_to": (
+            f"{folder} a run by the same command, without --connect_to and --order_seed, in "
+            "another --output_dir"
+        ),
+        "tickets_from": (
+            f"{folder} an lt run that has finished {rounds} with --seed={run.args.seed}"
+        ),
+        "masks_from": "use another --output_dir for both runs",
+    }
+    flag = next(name for name in advice if getattr(run.args, name))
+    text = ", or ".join(filter(None, [remedy, advice[flag]]))
     value = getattr(run.args, flag)
-    return BadInput(f"--{flag}={value}: {problem}. {advice[0].upper()}{advice[1:]}")
+    return BadInput(f"--{flag}={value}: {problem}. {text[0].upper()}{text[1:]}")
 
 
 # ---- The log of a round --------------------------------------------------------------------------
@@ -1307,10 +1344,13 @@ def save_round(run, log):
     place = f"epoch {at_best['epoch']}"
     if run.args.max_iter or run.args.eval_iter:
         place = f"iteration {at_best['iteration']}"
-    print(
+    text = (
         f"{title(run.args, state.round)}: test accuracy {values['bestaccuracy']:.2f}% "
         f"at best validation ({place}), {values['finalaccuracy']:.2f}% at the end"
     )
+    if run.args.connect_to:
+        text += f"; error barrier {values['barrier']:.2f} points"
+    print(text)
 
 
 def under_all_names(model, masks):
@@ -1340,7 +1380,8 @@ def settings_page(run):
 def ticket_page(state, values):
     """Yield TensorBoard's summaries of a finished round, whose round_summary is `values`."""
     for tag, name in TICKET_SCALARS.items():
-        yield summary.scalar(tag, values[name])
+        if not math.isnan(values[name]):
+            yield summary.scalar(tag, values[name])
     weights = state.model.state_dict()
     for name, mask in state.masks.items():
         yield summary.scalar(f"density/{name}", density([mask]))

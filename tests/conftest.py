@@ -272,7 +272,8 @@ def check_training(args, starts, optimizer, iterations, rate):
 def train_plainly(args, state, masks, data, round_, optimizer, iterations, rate):
     """Train a round in the plainest way, with an optimizer of torch.optim.
 
-    Returns the state dict at the end and the loss of each iteration.
+    From `--rewind_iter` on, the order follows from `--order_seed`, too. Returns the state dict at
+    the end and the loss of each iteration.
     """
     model = main.new_model(args, 0)
     model.load_state_dict(state)
@@ -283,13 +284,13 @@ def train_plainly(args, state, masks, data, round_, optimizer, iterations, rate)
     model.train()
     for iteration in iterations:
         epoch, index = divmod(iteration, steps)
-        if index == 0 or not losses:
-            draws = SeedSequence(args.seed, spawn_key=(round_, epoch + 1)).generate_state(
-                1 + steps, np.uint64
-            )
-            of_order, *of_steps = draws.tolist()
-            torch.manual_seed(of_order)
-            order = torch.randperm(len(labels))
+        key = (round_, epoch + 1)
+        if args.order_seed and (round_ > 0 or iteration >= args.rewind_iter):
+            key += (args.order_seed,)
+        draws = SeedSequence(args.seed, spawn_key=key).generate_state(1 + steps, np.uint64)
+        of_order, *of_steps = draws.tolist()
+        torch.manual_seed(of_order)
+        order = torch.randperm(len(labels))
         torch.manual_seed(of_steps[index])
         batch = order[index * args.batch_size : (index + 1) * args.batch_size]
         optimizer.param_groups[0]["lr"] = rate(iteration)

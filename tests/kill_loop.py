@@ -34,21 +34,19 @@ EPOCHS, ROUNDS = 2, 3
 
 
 SGD = ["--optimizer=sgd", "--lr=0.05", "--lr_milestones=9"]
+MOVEMENT = ["--criterion=movement", "--eval_iter=7", "--rewind_iter=5", "--warmup_iter=8"]
+MOVED = "{folder}/movement/saves/fc1/digits"  # of the undisturbed run
 # Together they use everything that a run must save, and every criterion.
 KINDS = {
-    "movement": ["--criterion=movement", "--eval_iter=7", "--rewind_iter=5", "--warmup_iter=8"],
+    "movement": MOVEMENT,
     "increase": ["--criterion=increase", "--prune_type=reinit", "--augment", "--max_iter=17", *SGD],
     "snip": ["--criterion=snip", "--prune_type=finetune", *SGD],
     "same_sign": ["--criterion=same_sign", "--prune_type=signed_shuffle"],
     "initial": ["--criterion=initial", "--prune_type=random"],
     "synflow": ["--criterion=synflow", "--prune_scope=global"],
     "one_shot": ["--one_shot"],
-    "transfer": [
-        "--tickets_from={folder}/movement/saves/fc1/digits",  # of the undisturbed run
-        "--criterion=movement",
-        "--rewind_iter=5",
-        *SGD,
-    ],
+    "transfer": [f"--tickets_from={MOVED}", "--criterion=movement", "--rewind_iter=5", *SGD],
+    "connected": [f"--connect_to={MOVED}", *MOVEMENT],
 }
 
 

@@ -521,6 +521,89 @@ def test_two_processes_may_draw_at_once(experiment, monkeypatch):
     assert not list(experiment.rglob("*.tmp"))
 
 
+# Error barriers
+
+
+def write_connected(folder, lines, seed=0, **settings):
+    """Write a run with `--connect_to`, given the test errors on the line of each round."""
+    barriers = [max(line) - (line[0] + line[-1]) / 2 for line in lines]
+    settings |= {"connect_to": "first/saves/fc1/mnist", "order_seed": 1}
+    dumps = write_run(folder, "lt", [100 - line[-1] for line in lines], seed, **settings)
+    utils.write_array(dumps / "lt_barrier.dat", barriers)
+    rows = []
+    for round_, line in enumerate(lines):
+        row = {"round": round_, "epoch": 1, "weights_remaining": 100 * 0.8**round_}
+        row |= {"train_loss": 0.1, "test_accuracy": 100 - line[-1]}
+        rows += [row | {"iteration": 5}, row | {"iteration": 10, "line_errors": line}]
+    write_log(dumps, rows)
+
+
+@pytest.fixture
+def connected(tmp_path):
+    """A folder with two seeds of a run with `--connect_to`."""
+    write_connected(tmp_path, [[4, 8, 4], [2, 5, 3], [2, 2, 2]])
+    write_connected(tmp_path, [[4, 6, 4], [2, 3, 3], [2, 4, 2]], seed=1)
+    return tmp_path
+
+
+def test_barriers_are_drawn_with_the_limit_of_stable_networks(connected, figures):
+    combine(connected)
+    (panel,) = figures["barrier_fc1_mnist.png"]
+    assert panel["lines"] == {"lt": approx([(100, 3), (80, 1.5), (64, 1)])}
+    assert panel["bars"] == approx([(100, 2, 4), (80, 0.5, 2.5), (64, 0, 2)])
+    assert panel["dotted"] == {"stable below 2 points": 2}
+    assert panel["legend"] == ["lt", "stable below 2 points"]
+    assert panel["title"] == "fc1, mnist: mean and range, 2 seeds"
+    assert panel["label"] == "error barrier (points)"
+    assert panel["range"][0] <= 0
+
+
+def test_errors_on_the_line_are_drawn_for_the_chosen_rounds(connected, figures, capsys):
+    write_connected(connected / "b", [[5, 5, 5], [9, 9, 9], [1, 1, 1]], rewind_iter=5)
+    folders = [connected, connected / "b"]
+    combine_all(folders, "--rounds=0,2", f"--figures={connected}")
+    above, below = figures["interpolation_fc1_mnist.png"]
+    assert above["legend"] == ["100%", "64.0%"]
+    assert above["heading"] == "lt, rewind_iter=0 (2 seeds)"
+    assert below["heading"] == "lt, rewind_iter=5 (1 seed)"
+    assert lines(above) == [approx([(0, 4), (0.5, 7), (1, 4)]), approx([(0, 2), (0.5, 3), (1, 2)])]
+    assert lines(below) == [approx([(0, 5), (0.5, 5), (1, 5)]), approx([(0, 1), (0.5, 1), (1, 1)])]
+    assert above["range"] == below["range"]
+    assert above["range"][0] < 1
+    assert above["range"][1] > 8
+    assert "\n(0: first run, 1: run with --connect_to)" in below["xlabel"]
+    path = connected / "interpolation_fc1_mnist.png"
+    assert f"\n{path}: test error on the line between two networks; mean" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_barriers_are_printed_if_measured(connected, capsys):
+    combine(connected)
+    text = capsys.readouterr().out
+    assert "early-stopping iteration; error barrier (points). Mean" in " ".join(text.split())
+    assert re.search(r"^100% +0 .* 3\.00 ± 1\.41$", text, re.MULTILINE)
+    combine(connected, "--columns", "barrier")
+    assert "early-stopping" not in capsys.readouterr().out
+    for path in connected.rglob("*_barrier.dat"):
+        path.unlink()
+    combine(connected)
+    assert "barrier" not in capsys.readouterr().out
+
+
+def test_runs_without_barriers_have_no_figures_of_them(experiment, figures):
+    combine(experiment)
+    assert not {"barrier_fc1_mnist.png", "interpolation_fc1_mnist.png"} & set(figures)
+
+
+@pytest.mark.parametrize("damage", ["7", '"7"', "null", '["x"]', "{}"])
+def test_a_damaged_line_is_left_out(damage, connected, figures):
+    log = connected / "dumps/lt/fc1/mnist/lt_log.jsonl"
+    log.write_text(log.read_text().replace("[4, 8, 4]", damage))
+    combine(connected)
+    (panel,) = figures["interpolation_fc1_mnist.png"]
+    assert lines(panel)[0] == approx([(0, 4), (0.5, 6), (1, 4)])
+
+
 # The figures of a run
 
 
@@ -1028,6 +1111,11 @@ def two_folders(tmp_path, monkeypatch):
             write_run(tmp_path / name, "lt", [90 + seed, 91 + gain], seed, rewind_iter=rewind_iter)
     write_run(tmp_path / "a", "reinit", [90, 88], masks_from="lt")
     return [tmp_path / "a", tmp_path / "b"]
+
+
+def measured(folder):
+    """Return the columns of which a folder has arrays, in the order of tables."""
+    return [name for name in combine_plots.COLUMNS if list(folder.rglob(f"lt_{name}.dat"))]
 
 
 def combine_all(folders, *flags):
@@ -1879,8 +1967,8 @@ def test_latex_is_escaped_and_has_headers_of_two_lines(two_folders):
     combine_all(two_folders, "--latex=table.tex", "--rounds=1", "--baseline=lt, rewind_iter=0")
     text = Path("table.tex").read_text()
     tables = text.split("\\begin{table}")[1:]
-    assert len(tables) == len(combine_plots.COLUMNS)
-    for table, title in zip(tables, combine_plots.COLUMNS.values(), strict=True):
+    for table, name in zip(tables, measured(two_folders[0]), strict=True):
+        title = combine_plots.COLUMNS[name]
         assert f"\\caption{{fc1 on mnist: {title}".replace("%", r"\%") in table
         body = table.split(r"\toprule")[1]
         header, rows = body.split(r"\bottomrule")[0].split(r"\midrule")
@@ -1919,7 +2007,7 @@ def test_latex_tables_have_a_column_format_for_each_column(seeds, two_folders):
 def test_latex_tables_have_labels_and_name_a_curve_once(two_folders):
     combine_all(two_folders, "--latex=table.tex", "--baseline=lt, rewind_iter=0")
     tables = Path("table.tex").read_text().split("\\begin{table}")[1:]
-    for table, name in zip(tables, combine_plots.COLUMNS, strict=True):
+    for table, name in zip(tables, measured(two_folders[0]), strict=True):
         assert rf"\label{{tab:fc1-mnist-{name}}}" in table
         body = table.partition(r"\midrule")[2]
         assert body.count(r"lt, rewind\_iter=500") == 1
