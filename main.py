@@ -176,8 +176,8 @@ def prepare(args, runs, model, device):
     if args.overwrite:
         for run in runs:
             run.clear()
-    print(describe_run(args, model, percents, data, len(runs)))
-    print(describe_source(runs[0]), end="", flush=True)
+    lines = describe_run(args, model, percents, data, len(runs)) + describe_source(runs[0])
+    print("\n".join(lines), flush=True)
     return data, percents
 
 
@@ -915,7 +915,8 @@ def check_shared(run, model):
         return
     weights = utils.read_source(run, 0, model, dense_masks(model))["weights"]
     own = utils.snapshot(model)
-    if not all(torch.equal(own[name], weights[name]) for name in own):
+    shared = utils.same_structure(own, weights)
+    if not shared or not all(torch.equal(own[name], weights[name]) for name in own):
         raise utils.Failure(
             f"at iteration {args.rewind_iter}, the network of seed {args.seed} is not that in "
             f"{run.source.initial}. Use the same code, versions, device and --threads for both "
@@ -1176,8 +1177,8 @@ class Step:
     def __call__(self):
         """Train on the next batch."""
         index = self.state.iteration % self.steps
-        at_k = self.state.iteration == self.args.rewind_iter  # from where another order counts
-        if index == 0 or at_k or not self.seeds:  # nor are there seeds at the first call
+        new_order = self.state.iteration == self.args.rewind_iter
+        if index == 0 or new_order or not self.seeds:  # which the first call does not have
             self.begin_epoch()
         self.generator.manual_seed(self.seeds[index])
         if self.graph:
@@ -1187,7 +1188,10 @@ class Step:
         self.state.iteration += 1
 
     def begin_epoch(self):
-        """Draw the batches and seeds of the state's epoch, and set its learning rates."""
+        """Draw the batches and seeds of the state's epoch, and set its learning rates.
+
+        From iteration K of `--rewind_iter` on, they depend on `--order_seed`, too.
+        """
         epoch, index = divmod(self.state.iteration, self.steps)
         key = [self.state.round, epoch + 1]
         before_k = self.state.round == 0 and self.state.iteration < self.args.rewind_iter
@@ -1564,7 +1568,7 @@ def recompute_statistics(args, model, data):
     """Replace batch norm's running statistics by those of STATISTICS training examples.
 
     The seed chooses the examples. Only batch norm is in training mode, so that there is no dropout.
-    Averages of the statistics of two networks would be too low or too high.
+    The mean of two networks' statistics is not that of a network between them.
     """
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
@@ -1587,7 +1591,7 @@ def recompute_statistics(args, model, data):
 
 
 def describe_run(args, model, percents, data, trials):
-    """Return the lines printed before training: the work, the disk space, what is not pruned."""
+    """Return lines to print before training: the work, the disk space, what is not pruned."""
     weights = prunable(model)
     rounds = args.prune_iterations
     _, end = iterations(args, len(data.train[1]) - args.val_size)
@@ -1622,11 +1626,11 @@ def describe_run(args, model, percents, data, trials):
             others.append(f"{name} {tuple(parameter.shape)}")
     if others:
         lines.append(f"not pruned: {', '.join(others)}")
-    return "\n".join(lines)
+    return lines
 
 
 def describe_source(run):
-    """Return the lines printed before training about the run whose tickets are used, or ""."""
+    """Return lines to print before training about the run whose tickets are used, if any."""
     args = run.args
     lines = []
     if args.tickets_from:
@@ -1644,7 +1648,7 @@ def describe_source(run):
         )
         if run.source_settings.get("order_seed", 0) == args.order_seed:
             lines.append("note: both runs have the same order, so the barrier should be 0")
-    return "".join(f"{line}\n" for line in lines)
+    return lines
 
 
 def last_survivors(args, weights, percents):

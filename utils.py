@@ -1071,11 +1071,6 @@ def read_ticket(run, round_, model, masks):
     """
     args = run.args
     path = run.source.ticket(round_)
-    free = {"prune_type", "masks_from", "rewind_iter"}
-    if args.connect_to:
-        free = {"connect_to", "order_seed"}
-    elif args.tickets_from:
-        free = (run.settings.keys() - TICKET_SETTINGS).union(run.refused)
     remedy = ""
     if not path.exists() and (args.connect_to or args.tickets_from):
         if round_:
@@ -1097,6 +1092,7 @@ def read_ticket(run, round_, model, masks):
                 f"give --tickets_from={original} instead, as seen from where that run was started"
             )
             raise BadInput(f"{path} is a ticket of the run in {original}")
+        free = free_settings(run)
         other, remedy = difference(run.settings, ticket["args"], run.defaults, free)
         if other.startswith("--seed="):
             remedy = ""  # the folder has another seed's, too
@@ -1114,6 +1110,15 @@ def read_ticket(run, round_, model, masks):
     except BadInput as error:
         raise bad_source(run, error, remedy) from error
     return ticket
+
+
+def free_settings(run):
+    """Return the settings in which a run and its source may differ, a set of names."""
+    if run.args.connect_to:
+        return {"connect_to", "order_seed"}
+    if run.args.tickets_from:
+        return (run.settings.keys() - TICKET_SETTINGS).union(run.refused)
+    return {"prune_type", "masks_from", "rewind_iter"}
 
 
 def read_weights(run, model):

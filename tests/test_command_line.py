@@ -704,7 +704,7 @@ def test_the_disk_space_of_a_large_network_is_estimated(arch_type, gigabytes):
     )
     model = archs.build("cifar10", arch_type)
     data = main.Data((None, torch.zeros(50000)), None, None, torch.zeros(1), None)
-    line = main.describe_run(
+    line, *_ = main.describe_run(
         args,
         model,
         main.layer_percents(args, model, main.inspect_network(args, model)[0]),
@@ -747,7 +747,7 @@ def test_parameters_that_are_not_pruned_are_announced(small_args):
     model = main.new_model(args, 0)
     data = main.Data((None, torch.zeros(1437)), None, None, torch.zeros(1), None)
     percents = main.layer_percents(args, model, main.inspect_network(args, model)[0])
-    line = main.describe_run(args, model, percents, data, trials=1).splitlines()[1]
+    line = main.describe_run(args, model, percents, data, trials=1)[1]
     weights = sum(weight.numel() for weight in main.prunable(model).values())
     total = sum(parameter.numel() for parameter in model.parameters())
     assert line == f"{weights} of {total} parameters are prunable weights"

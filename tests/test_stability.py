@@ -39,11 +39,11 @@ SGD = {"optimizer": "sgd", "lr": 0.1}
 def pair(small_args, tmp_path):
     """A function that returns the settings of a run and of one that is connected to it.
 
-    pair({flag: value}, **{flag: value of the second run only}). Both have an epoch per round.
+    pair({flag: value}, **{flag: value of the second run only}). Both have two rounds of an epoch.
     """
 
     def make(flags=(), **second):
-        flags = {"end_iter": 1} | dict(flags)
+        flags = {"end_iter": 1, "prune_iterations": 2} | dict(flags)
         first = small_args(**{"output_dir": tmp_path / "first"} | flags)
         folder = tmp_path / "first/saves" / first.arch_type / first.dataset
         return first, small_args(**{"connect_to": folder} | flags | second)
@@ -128,7 +128,10 @@ def test_the_same_order_with_tickets_of_another_run(kind, pair, own, small_args,
     )
     flags = {"dataset": "twenty", "rewind_iter": 0 if kind == "reinit" else K}
     source = small_args(
-        rewind_iter=flags["rewind_iter"], end_iter=1, output_dir=tmp_path / "source"
+        rewind_iter=flags["rewind_iter"],
+        end_iter=1,
+        prune_iterations=2,
+        output_dir=tmp_path / "source",
     )
     flags |= {"prune_type": kind, "tickets_from": tmp_path / "source/saves/fc1/digits"}
     first, second = pair(flags, order_seed=0)
@@ -137,7 +140,7 @@ def test_the_same_order_with_tickets_of_another_run(kind, pair, own, small_args,
     shutil.rmtree(tmp_path / "source")
     capsys.readouterr()
     check_null(first, second)
-    assert ticket(second, 2)["masks"]["5.weight"].all()
+    assert ticket(second, 1)["masks"]["5.weight"].all()
     output = capsys.readouterr().out
     assert f"\ntickets: those of lt on digits, in {first.tickets_from}\n" in output
     assert "remain in the last round" not in output
@@ -396,7 +399,7 @@ def test_barriers_of_a_lost_round_are_deleted(pair, stop_after):
     stop_after(3, second)
     assert not files.array("barrier").exists()
     main.main(second)
-    assert len(barriers(second)) == finished_rounds(second) == 3
+    assert len(barriers(second)) == finished_rounds(second) == 2
 
 
 # Runs that cannot be connected
@@ -407,9 +410,9 @@ def test_barriers_of_a_lost_round_are_deleted(pair, stop_after):
     [
         ({"connect_to": "nowhere"}, r"nowhere/0_model_lt\.pth\.tar is missing", ""),
         (
-            {"prune_iterations": 4},
-            r"/3_model_lt\.pth\.tar is missing",
-            "Give --prune_iterations=3, or let that run finish 4 rounds, or give",
+            {"prune_iterations": 2},
+            r"/1_model_lt\.pth\.tar is missing",
+            "Give --prune_iterations=1, or let that run finish 2 rounds, or give",
         ),
         ({"prune_type": "random"}, r"/0_model_random\.pth\.tar is missing", ""),
         ({"seed": 1}, r"seed1/0_model_lt\.pth\.tar is missing", ""),
@@ -424,7 +427,7 @@ def test_barriers_of_a_lost_round_are_deleted(pair, stop_after):
 def test_a_run_that_cannot_be_connected_to_is_refused_before_training(
     flags, problem, remedy, pair, monkeypatch
 ):
-    first, second = pair({"rewind_iter": K}, **flags)
+    first, second = pair({"rewind_iter": K, "prune_iterations": 1}, **flags)
     main.main(first)
     monkeypatch.setattr(main, "load_data", None)
     with pytest.raises(utils.BadInput, match=problem) as error:
@@ -469,15 +472,14 @@ def test_a_run_with_other_masks_is_refused(pair, tmp_path):
         (lambda content: content["final"].pop("5.weight"), "is of another network"),
         (lambda content: content["final"].update({"5.bias": torch.ones(9)}), "of another network"),
         (lambda content: content.update(final=3), "is damaged"),
-        (lambda content: content["masks"]["5.weight"].fill_(True), "an earlier round has pruned"),
-        (lambda content: content.update(round=1), "is the ticket of round 1"),
+        (lambda content: content.update(round=0), "is the ticket of round 0"),
         (lambda content: content["args"].update(order_seed=9), "is of another run than that of"),
     ],
 )
 def test_a_ticket_that_does_not_fit_is_refused(change, problem, pair):
     first, second = pair()
     main.main(first)
-    path = utils.Files(first).ticket(2)
+    path = utils.Files(first).ticket(1)
     content = torch.load(path, weights_only=True)
     change(content)
     torch.save(content, path)
@@ -508,7 +510,7 @@ def change_initial(first):
 
 
 def change_final(first):
-    path = utils.Files(first).ticket(2)
+    path = utils.Files(first).ticket(1)
     content = torch.load(path, weights_only=True)
     content["final"]["5.bias"][0] += 1e-3
     torch.save(content, path)
@@ -538,14 +540,14 @@ def test_a_run_that_is_replaced_during_the_round_is_refused(pair, monkeypatch):
     measure_barrier = main.measure_barrier
 
     def replace(run, state, data):
-        if state.round == 2:
+        if state.round == 1:
             change_final(first)
         return measure_barrier(run, state, data)
 
     monkeypatch.setattr(main, "measure_barrier", replace)
     with pytest.raises(utils.Failure, match=r"the tickets in .* have changed since this run"):
         main.main(second)
-    assert finished_rounds(second) == 2
+    assert finished_rounds(second) == 1
 
 
 @pytest.mark.parametrize("k", [0, K])
@@ -604,16 +606,16 @@ def test_prune_types_of_users_are_checked(function, usable, pair, monkeypatch):
 # Records, resuming, and what comes next
 
 
-@pytest.mark.parametrize("kind", ["lt", "random", "reinit"])
+@pytest.mark.parametrize("kind", ["lt", "reinit"])
 def test_a_connected_run_resumes_at_every_iteration(kind, pair, stop_after, tmp_path, monkeypatch):
     monkeypatch.setattr(archs, "build", small_network)
-    k = 0 if kind == "reinit" else 3
-    flags = {"max_iter": 6, "batch_size": 300, "prune_iterations": 2, "prune_type": kind}
-    flags |= {"rewind_iter": k}
+    monkeypatch.setattr(main, "POINTS", 3)
+    k = 0 if kind == "reinit" else 2
+    flags = {"max_iter": 5, "batch_size": 300, "prune_type": kind, "rewind_iter": k}
     first, expected = pair(flags, output_dir=tmp_path / "undisturbed")
     main.main(first)
     main.main(expected)
-    for stop in range(1, 12 - k + 1):
+    for stop in range(1, 10 - k + 1):
         args = pair(flags, output_dir=tmp_path / str(stop))[1]
         stop_after(stop, args)
         main.main(args)
@@ -625,16 +627,14 @@ def test_a_connected_run_resumes_at_every_iteration(kind, pair, stop_after, tmp_
 
 
 def test_more_rounds_and_more_trials(pair, tmp_path):
-    flags = {"trials": 2, "seed": 1}
-    main.main(pair({**flags, "prune_iterations": 4})[0])
-    for rounds in (2, 4):
-        main.main(pair({**flags, "prune_iterations": rounds})[1])
-    for seed in (1, 2):
-        at_once = pair({"seed": seed, "prune_iterations": 4}, output_dir=tmp_path / "at once")[1]
-        main.main(at_once)
-        other = pair({"seed": seed, "prune_iterations": 4})[1]
-        assert arrays(at_once) == arrays(other)
-        assert len(barriers(other)) == 4
+    trials = {"trials": 2, "seed": 1}
+    main.main(pair(trials)[0])
+    for rounds in (1, 2):
+        main.main(pair(trials | {"prune_iterations": rounds})[1])
+    at_once = pair({"seed": 2}, output_dir=tmp_path / "at once")[1]
+    main.main(at_once)
+    assert arrays(at_once) == arrays(pair({"seed": 2})[1])
+    assert len(barriers(at_once)) == len(barriers(pair({"seed": 1})[1])) == 2
 
 
 def test_a_run_records_whose_masks_it_has(pair):
