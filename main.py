@@ -1572,7 +1572,6 @@ def recompute_statistics(args, model, data):
     """
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
-    norms = [module for module in norms if module.running_mean is not None]
     if not norms:
         return
     for module in norms:

@@ -146,6 +146,14 @@ def test_the_same_order_with_tickets_of_another_run(kind, pair, own, small_args,
     assert "remain in the last round" not in output
 
 
+def test_random_masks_are_not_drawn_again(pair, monkeypatch):
+    """Another version of torch may draw others."""
+    first, second = pair({"prune_type": "random"}, order_seed=0)
+    main.main(first)
+    monkeypatch.setattr(main, "random_masks", None)
+    check_null(first, second)
+
+
 # Another order
 
 
@@ -342,6 +350,7 @@ def test_statistics_are_those_of_examples_that_the_seed_chooses(
         model = noisy_network()
         with torch.no_grad():
             model[2].running_mean.fill_(7)
+            model[2].num_batches_tracked.fill_(9)
             expected = batch_norm_by_hand(
                 args, data, model, chosen_examples(args, data, sum(batches)), batches
             )
