@@ -44,7 +44,6 @@ from torch.nn.utils import parametrize
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 import archs
 import utils
@@ -663,7 +662,7 @@ def snip(args, model, initial, masks, data):
     batches = order.unfold(0, size, size)[: archs.facts(args.dataset).CLASSES]  # full ones only
     losses = (
         F.cross_entropy(forward(args, model, data, images[batch]), labels[batch]) / len(batches)
-        for batch in tqdm(batches, desc="scoring weights", delay=1, leave=False)
+        for batch in utils.progress(batches, "scoring weights")
     )
     model.train()
     return sensitivity(model, losses)
@@ -1552,7 +1551,7 @@ def measure_barrier(run, state, data):
     there = utils.read_source(run, state.round, model, dense_masks(model))["final"]
     here = utils.snapshot(state.model)
     errors = []
-    for point in tqdm(range(POINTS), desc="measuring the barrier", delay=1, leave=False):
+    for point in utils.progress(range(POINTS), "measuring the barrier"):
         between = dict(here)
         for name, tensor in here.items():
             if tensor.is_floating_point():

@@ -259,6 +259,17 @@ def plural(n, noun):
     return f"{n} {noun}" if n in (1, "1") else f"{n} {noun}s"
 
 
+def progress(items, description):
+    """Return `items`, a sequence, with a progress bar if going through them takes over a second."""
+    interval = update_interval()
+    return tqdm(items, desc=description, delay=1, leave=False, mininterval=interval)
+
+
+def update_interval():
+    """Return the seconds between updates of a progress bar; a file needs few lines."""
+    return 0.1 if sys.stderr.isatty() else 30
+
+
 def under_torchrun():
     """Return whether torchrun started this process. (Other launchers set RANK, too.)"""
     return "TORCHELASTIC_RUN_ID" in os.environ
@@ -1013,7 +1024,7 @@ def record_source(run, model, masks):
     """
     checksums = []
     rounds = range(run.args.prune_iterations)
-    for round_ in tqdm(rounds, desc="checking tickets", delay=1, leave=False):
+    for round_ in progress(rounds, "checking tickets"):
         ticket = read_ticket(run, round_, model, masks)
         run.source_settings = run.source_settings or ticket["args"]
         other, _ = difference(ticket["args"], run.source_settings, run.defaults)
@@ -1209,13 +1220,12 @@ class Log:
             path.unlink()
         name = f"events.out.tfevents.{time.time():.0f}{suffix}"
         self.events = RecordWriter(str(self.files.runs / name))
-        interval = 0.1 if sys.stderr.isatty() else 30  # seconds; a file needs few lines
         self.bar = tqdm(
             total=end,
             initial=state.iteration,
             desc=title(args, state.round),
             dynamic_ncols=True,
-            mininterval=interval,
+            mininterval=update_interval(),
         )
 
     def __enter__(self):

@@ -555,7 +555,14 @@ def test_barriers_are_drawn_with_the_limit_of_stable_networks(connected, figures
     assert panel["legend"] == ["lt", "stable below 2 points"]
     assert panel["title"] == "fc1, mnist: mean and range, 2 seeds"
     assert panel["label"] == "error barrier (points)"
-    assert panel["range"][0] <= 0
+
+
+def test_the_axis_of_barriers_begins_at_0(tmp_path, figures):
+    write_connected(tmp_path, [[4, 8, 4], [4, 7, 4]])
+    combine(tmp_path)
+    (panel,) = figures["barrier_fc1_mnist.png"]
+    assert panel["range"][0] == 0
+    assert panel["range"][1] > 4
 
 
 def test_errors_on_the_line_are_drawn_for_the_chosen_rounds(connected, figures, capsys):
