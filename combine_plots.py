@@ -79,7 +79,8 @@ LOGGED = [
 ]
 # Settings of a source that usually follow from its dataset, which is named instead.
 FOLLOWS_DATASET = ("data", "network", "val_size")
-ORDER = {"connect_to", "order_seed"}  # settings in which the two runs of a barrier differ
+# Settings in which the two runs of a barrier differ.
+ORDER = {"connect_to", "order_seed", "first_order_seed"}
 NEEDED = LOGGED[:6]  # evaluations of untrained tickets have no training loss, and are left out
 # Known prune types, each with the same colour and marker in all figures. Others come after them.
 PRUNE_TYPES = (
@@ -310,9 +311,10 @@ def read_log(path):
         # main.py may be writing it.
         with contextlib.suppress(ValueError, TypeError, OverflowError, AttributeError):
             row = json.loads(line)
-            errors = list(np.array(row.get("line_errors", []), dtype=float))
+            errors = np.array(row.get("line_errors", []), dtype=float)
             rows.append([float(row.get(name, math.nan)) for name in LOGGED])
-            line_errors.append(errors)
+            is_line = errors.ndim == 1 and len(errors) > 1 and np.isfinite(errors).all()
+            line_errors.append(errors.tolist() if is_line else [])
     log = pd.DataFrame(rows, columns=LOGGED, dtype=float).replace([math.inf, -math.inf], math.nan)
     log["line_errors"] = pd.Series(line_errors, index=log.index, dtype=object)
     return log.dropna(subset=NEEDED).astype({"round": int})

@@ -168,6 +168,8 @@ def prepare(args, runs, model, device):
     for run in runs:
         run.record_data(data.digest)
         run.check_state(state)
+        if args.connect_to and args.rewind_iter == 0:
+            check_shared(run, first_model(run, device))
     check_training(args, state, data)
     reset(args, state, state.masks)  # a rehearsal: it raises if the prune type's function is wrong
     if args.connect_to:
@@ -899,8 +901,6 @@ def first_model(run, device):
     if utils.takes_weights(run.settings, run.refused):
         found = utils.read_source(run, 0, model, dense_masks(model))
         model.load_state_dict(model.state_dict() | found["weights"])
-    if run.args.rewind_iter == 0:
-        check_shared(run, model)
     return model
 
 
@@ -913,14 +913,21 @@ def check_shared(run, model):
     if not args.connect_to:
         return
     weights = utils.read_source(run, 0, model, dense_masks(model))["weights"]
-    own = utils.snapshot(model)
-    shared = utils.same_structure(own, weights)
-    if not shared or not all(torch.equal(own[name], weights[name]) for name in own):
+    if not same_bits(model.state_dict(), weights):
         raise utils.Failure(
             f"at iteration {args.rewind_iter}, the network of seed {args.seed} is not that in "
             f"{run.source.initial}. Use the same code, versions, device and --threads for both "
             "runs, with --overwrite; on a GPU, only --rewind_iter=0 is sure to work"
         )
+
+
+def same_bits(state_dict, other):
+    """Return whether two state dicts are equal, bit by bit, so that NaN equals NaN."""
+    sums = [
+        {name: utils.checksum([tensor.cpu()]) for name, tensor in tensors.items()}
+        for tensors in (state_dict, other)
+    ]
+    return sums[0] == sums[1]
 
 
 def glorot(model):
@@ -1053,6 +1060,8 @@ def check_training(args, state, data):
         before = utils.snapshot(vars(state))
         Step(args, state, data)()
         evaluate(args, state.model, data, evaluation_batch(data))
+        if args.connect_to:
+            recompute_statistics(args, state.model, hold_out(args, data))
         utils.restore(vars(state), before)
     except (RuntimeError, ValueError) as error:
         if utils.out_of_memory(error):
@@ -1067,20 +1076,22 @@ def check_training(args, state, data):
 
 
 def check_reset(args, state):
-    """Raise utils.BadInput if rounds start from anything that was trained.
+    """Raise utils.BadInput if the next round would start from anything that was trained.
 
     `state` was reset from an untrained network, and cannot be used afterwards.
     """
     start = utils.snapshot(state.start)
     state.round -= 1
-    for tensor in state.model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.add_(1)
+    trained = [state.model.state_dict(), state.best, *state.optimizer_state.values()]
+    for tensors in trained:
+        for tensor in tensors.values():
+            if tensor.is_floating_point():
+                tensor.add_(1)
     reset(args, state, state.masks)
-    if not all(torch.equal(start[name], state.start[name].cpu()) for name in start):
+    if not same_bits(start, state.start):
         raise utils.BadInput(
-            f"--connect_to is not for --prune_type={args.prune_type}, whose rounds start from "
-            "trained weights, which two runs do not share"
+            f"--connect_to is not for --prune_type={args.prune_type}: its function gives other "
+            "weights after other training, or each time, so two runs do not share them"
         )
 
 
@@ -1541,7 +1552,7 @@ def measure_barrier(run, state, data):
 
     `line_errors` are those at POINTS evenly spaced points of the line from that run's network at
     the end of the round to this run's, in percent. `barrier` is their maximum minus the mean of
-    both ends, in percentage points.
+    both ends, in percentage points. Raises utils.Failure if a loss is not finite.
 
     J. Frankle, G. K. Dziugaite, D. M. Roy and M. Carbin, "Linear Mode Connectivity and the Lottery
     Ticket Hypothesis", ICML 2020.
@@ -1554,11 +1565,17 @@ def measure_barrier(run, state, data):
     for point in utils.progress(range(POINTS), "measuring the barrier"):
         between = dict(here)
         for name, tensor in here.items():
-            if tensor.is_floating_point():
+            # Equal ones may be infinite, as in an attention's mask.
+            if tensor.is_floating_point() and not torch.equal(there[name], tensor):
                 between[name] = there[name].lerp(tensor, point / (POINTS - 1))
         model.load_state_dict(between)
         recompute_statistics(args, model, data)
-        _, accuracy = evaluate(args, model, data, data.test)
+        loss, accuracy = evaluate(args, model, data, data.test)
+        if not math.isfinite(loss):
+            raise utils.Failure(
+                f"the barrier of round {state.round} of seed {args.seed} cannot be measured: the "
+                "loss is not finite on the line between the two networks"
+            )
         errors.append(100 - accuracy)
     return {"barrier": max(errors) - (errors[0] + errors[-1]) / 2, "line_errors": errors}
 
@@ -1567,10 +1584,13 @@ def recompute_statistics(args, model, data):
     """Replace batch norm's running statistics by those of STATISTICS training examples.
 
     The seed chooses the examples. Only batch norm is in training mode, so that there is no dropout.
-    The mean of two networks' statistics is not that of a network between them.
+    The mean of two networks' statistics is not that of a network between them. Batch norm that a
+    network keeps in evaluation mode stays as it is.
     """
-    model.eval()
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+    model.train()
+    norms = [module for module in norms if module.training]
+    model.eval()
     if not norms:
         return
     for module in norms:
@@ -1644,7 +1664,7 @@ def describe_source(run):
             f"connected to the run in {args.connect_to}: its masks, its weights at iteration "
             f"{args.rewind_iter}, and from there on --order_seed={args.order_seed}"
         )
-        if run.source_settings.get("order_seed", 0) == args.order_seed:
+        if run.settings["first_order_seed"] == args.order_seed:
             lines.append("note: both runs have the same order, so the barrier should be 0")
     return lines
 

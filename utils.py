@@ -1039,14 +1039,16 @@ def record_source(run, model, masks):
         run.own_output |= model.state_dict().keys() - weights.keys()
         checksums = [checksum(weights.values(), value) for value in checksums]
 
+    recorded = {"masks_from_checksums": checksums}
     source = run.source_settings
     if run.args.connect_to:  # whose settings are this run's; its masks may be those of another run
+        recorded["first_order_seed"] = source.get("order_seed", 0)
         source = source.get("masks_from_settings", {})
     kept = {}
     for name, value in source.items():
         if name not in MAY_CHANGE_ON_RESUME and name != "seed":
             kept[name] = value
-    return {"masks_from_settings": kept, "masks_from_checksums": checksums}
+    return recorded | {"masks_from_settings": kept}
 
 
 def read_source(run, round_, model, masks):
@@ -1126,7 +1128,7 @@ def read_ticket(run, round_, model, masks):
 def free_settings(run):
     """Return the settings in which a run and its source may differ, a set of names."""
     if run.args.connect_to:
-        return {"connect_to", "order_seed"}
+        return {"connect_to", "order_seed", "first_order_seed"}
     if run.args.tickets_from:
         return (run.settings.keys() - TICKET_SETTINGS).union(run.refused)
     return {"prune_type", "masks_from", "rewind_iter"}

@@ -602,7 +602,10 @@ def test_runs_without_barriers_have_no_figures_of_them(experiment, figures):
     assert not {"barrier_fc1_mnist.png", "interpolation_fc1_mnist.png"} & set(figures)
 
 
-@pytest.mark.parametrize("damage", ["7", '"7"', "null", '["x"]', "{}"])
+@pytest.mark.parametrize(
+    "damage",
+    ["7", '"7"', "null", '["x"]', "{}", "[NaN, 1]", "[5, Infinity]", "[[1, 2], [3, 4]]", "[5]"],
+)
 def test_a_damaged_line_is_left_out(damage, connected, figures):
     log = connected / "dumps/lt/fc1/mnist/lt_log.jsonl"
     log.write_text(log.read_text().replace("[4, 8, 4]", damage))

@@ -1,5 +1,6 @@
 """Stability: `--connect_to` repeats a run in another order and measures the error barrier."""
 
+import itertools
 import json
 import shlex
 import shutil
@@ -374,6 +375,70 @@ def test_networks_without_statistics_stay_as_they_are(network, small_args):
     assert same(utils.snapshot(network), before)
 
 
+class Unusual(nn.Module):
+    """A network with frozen batch norm, and with infinite and undefined elements in buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10))
+        self.layers[2].running_var.fill_(0.01)
+        self.register_buffer("mask", torch.tensor([[0.0, -torch.inf], [0.0, 0.0]]))
+        self.register_buffer("unused", torch.tensor(torch.nan))
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.layers[2].eval()
+        return self
+
+    def forward(self, x):
+        share, _ = self.mask.softmax(1)[0]
+        return self.layers(x) * share
+
+
+def test_what_two_networks_share_is_left_as_it_is(pair, monkeypatch):
+    """Infinite elements of a buffer, and the statistics of batch norm that is frozen."""
+    monkeypatch.setattr(archs, "build", lambda *_: Unusual())
+    first, second = pair({"prune_iterations": 1})
+    main.main(first)
+    main.main(second)
+    (row,) = last_rows(second)
+    assert row["line_errors"][-1] == pytest.approx(100 - row["test_accuracy"])
+    assert row["line_errors"][-1] < 60
+    assert len(set(row["line_errors"])) > 1
+
+
+def test_a_barrier_without_a_finite_loss_is_one_line(pair, monkeypatch):
+    first, second = pair({"prune_iterations": 1})
+    main.main(first)
+    monkeypatch.setattr(
+        main, "recompute_statistics", lambda _, model, __: model[5].bias.fill_(torch.nan)
+    )
+    monkeypatch.setattr(main, "check_training", lambda *_: None)
+    with pytest.raises(utils.Failure, match="the barrier of round 0 of seed 0 cannot be measured"):
+        main.main(second)
+    assert finished_rounds(second) == 0
+
+
+def test_statistics_are_rehearsed_before_training(pair, monkeypatch):
+    """Batch norm may not accept the sizes of its batches."""
+
+    class Ghost(nn.BatchNorm1d):
+        def forward(self, x):
+            return torch.cat([super(Ghost, self).forward(part) for part in x.split(4)])
+
+    def build(*_):
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), Ghost(10))
+
+    monkeypatch.setattr(archs, "build", build)
+    first, second = pair()
+    main.main(first)
+    with pytest.raises(
+        utils.BadInput, match="the network cannot be trained and restored: ValueError: Exp"
+    ):
+        main.main(second)
+    assert not utils.Files(second).checkpoint.exists()
+
+
 def test_the_barrier_is_printed_and_in_tensorboard(pair, capsys):
     first, second = pair(SGD)
     main.main(first)
@@ -576,6 +641,18 @@ def test_the_weights_at_k_must_be_shared(k, pair, capsys):
     )
 
 
+def test_results_are_deleted_only_after_the_weights_at_iteration_0_are_compared(pair):
+    first, second = pair()
+    main.main(first)
+    main.main(second)
+    before = arrays(second)
+    change_initial(first)
+    second.overwrite = True
+    with pytest.raises(utils.Failure, match="at iteration 0"):
+        main.main(second)
+    assert arrays(second) == before
+
+
 @pytest.mark.parametrize("kind", ["lr_rewind", "finetune"])
 def test_prune_types_that_keep_trained_weights_are_refused(kind, capsys):
     with pytest.raises(SystemExit):
@@ -598,7 +675,32 @@ def negative(args, state):
         weight.neg_()
 
 
-@pytest.mark.parametrize(("function", "usable"), [(keep_biases, False), (negative, True)])
+def best(args, state):
+    state.model.load_state_dict(state.best)
+
+
+def averages(args, state):
+    main.lt(args, state)
+    for name, weight in main.prunable(state.model).items():
+        weight.add_(state.optimizer_state["average"][name])
+
+
+def unseeded(args, state):
+    main.lt(args, state)
+    state.model[5].bias.fill_(next(NUMBERS))
+
+
+NUMBERS = itertools.count()
+FUNCTIONS = [
+    (keep_biases, False),
+    (best, False),
+    (averages, False),
+    (unseeded, False),
+    (negative, True),
+]
+
+
+@pytest.mark.parametrize(("function", "usable"), FUNCTIONS)
 def test_prune_types_of_users_are_checked(function, usable, pair, monkeypatch):
     kinds = main.PRUNE_TYPES | {"own": main.PruneType("own", function)}
     monkeypatch.setattr(main, "PRUNE_TYPES", kinds)
@@ -607,7 +709,7 @@ def test_prune_types_of_users_are_checked(function, usable, pair, monkeypatch):
     if usable:
         check_null(first, second)
         return
-    with pytest.raises(utils.BadInput, match=r"for --prune_type=own, whose rounds start from tr"):
+    with pytest.raises(utils.BadInput, match=r"for --prune_type=own: its function gives other"):
         main.main(second)
     assert not utils.Files(second).checkpoint.exists()
 
@@ -657,8 +759,9 @@ def test_a_run_records_whose_masks_it_has(pair):
         json.loads(utils.Files(args).settings.read_text())["settings"] for args in (first, second)
     ]
     assert records[1]["masks_from_settings"] == records[0]["masks_from_settings"] != {}
-    differing = {name for name in records[1] if records[1][name] != records[0][name]}
+    differing = {name for name in records[0] if records[1][name] != records[0][name]}
     assert differing == {"connect_to", "order_seed", "output_dir", "masks_from_checksums"}
+    assert records[1].keys() - records[0].keys() == {"first_order_seed"}
 
 
 @pytest.mark.parametrize("flags", [[], ["--rewind_iter=5"], ["--prune_type=reinit"]])
@@ -711,6 +814,24 @@ def test_curves_of_connected_runs(pair, tmp_path, capsys):
         "reinit, lt's masks",
     }
     assert "left out" not in capsys.readouterr().err
+
+
+def test_curves_tell_the_orders_of_both_runs(pair, tmp_path):
+    flags = {"prune_iterations": 1}
+    first, second = pair(flags)
+    other = pair(flags, order_seed=2, output_dir=tmp_path / "other")[1]
+    for args in (first, second, other):
+        main.main(args)
+    third = pair(flags, connect_to=utils.Files(other).saves, output_dir=tmp_path / "third")[1]
+    main.main(third)
+    assert curves_of(second.output_dir, third.output_dir) == {
+        "lt, first_order_seed=0",
+        "lt, first_order_seed=2",
+    }
+    assert curves_of(second.output_dir, other.output_dir) == {
+        "lt, order_seed=1",
+        "lt, order_seed=2",
+    }
 
 
 def test_a_connected_run_is_not_a_run_with_its_own_masks_in_that_order(pair, tmp_path):
