@@ -79,8 +79,6 @@ LOGGED = [
 ]
 # Settings of a source that usually follow from its dataset, which is named instead.
 FOLLOWS_DATASET = ("data", "network", "val_size")
-# Settings in which the two runs of a barrier differ.
-ORDER = {"connect_to", "order_seed", "first_order_seed"}
 NEEDED = LOGGED[:6]  # evaluations of untrained tickets have no training loss, and are left out
 # Known prune types, each with the same colour and marker in all figures. Others come after them.
 PRUNE_TYPES = (
@@ -361,7 +359,7 @@ def read_settings(files):
         if recorded.get("masks_from") or recorded.get("tickets_from"):
             of_source = comparable(recorded.get("masks_from_settings", {}))
         if recorded.get("connect_to"):  # its masks were found in the other order
-            of_source = {name: of_source[name] for name in of_source.keys() - ORDER}
+            of_source = {name: of_source[name] for name in of_source.keys() - utils.ORDER_SETTINGS}
         return {
             "settings": settings,
             "of_source": of_source,

@@ -62,6 +62,8 @@ TICKET_SETTINGS = {
     "one_shot",
     "rewind_iter",
 }
+# Settings in which a run with `--connect_to` and its first run may differ.
+ORDER_SETTINGS = {"connect_to", "order_seed", "first_order_seed"}
 PYTHON = (3, 11)  # knows the format "z", which writes -0.0 as 0.0
 CHECKPOINT_SECONDS = 20  # between checkpoints, at least
 CHECKPOINT_SHARE = 0.02  # of the time that checkpoints may take: if one takes long, they are rarer
@@ -1128,7 +1130,7 @@ def read_ticket(run, round_, model, masks):
 def free_settings(run):
     """Return the settings in which a run and its source may differ, a set of names."""
     if run.args.connect_to:
-        return {"connect_to", "order_seed", "first_order_seed"}
+        return ORDER_SETTINGS
     if run.args.tickets_from:
         return (run.settings.keys() - TICKET_SETTINGS).union(run.refused)
     return {"prune_type", "masks_from", "rewind_iter"}
