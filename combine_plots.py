@@ -995,8 +995,8 @@ def plot_interpolation(path, rows, title):
     `rows` has evaluations with line_errors as read_runs returns them. Returns what is drawn.
     """
     points = rows.explode("line_errors", ignore_index=True).astype({"line_errors": float})
-    numbers = points.groupby(["curve", "seed", "round"]).cumcount()
-    points["position"] = numbers / numbers.max()
+    lines = points.groupby(["curve", "seed", "round"])
+    points["position"] = lines.cumcount() / (lines["round"].transform("size") - 1)
     with rounds_of_curves(path, points, "position", "line_errors", title) as (panels, content):
         for axes in panels:
             axes.set(ylabel="test error (%)", ylim=limits(points["line_errors"]))
