@@ -140,8 +140,7 @@ def main(args):
         tables.append(numbers)
         if not chosen.empty:
             shown = table.merge(chosen)
-            measured = [name for name in PRINTED if table[name].notna().any()]
-            texts.append(as_text(shown, baseline, args.columns or measured))
+            texts.append(as_text(shown, baseline, args.columns or measured(table, PRINTED)))
             latex += as_latex(shown, baseline) if args.latex else []
         texts.append("\n".join(answers(table, baseline)))
 
@@ -611,6 +610,11 @@ def interval(values):
     return values.mean() - half, values.mean() + half
 
 
+def measured(table, columns):
+    """Return those of some columns of a table that have values, a list of names."""
+    return [*table[[*columns]].dropna(axis="columns", how="all")]
+
+
 def as_text(table, baseline, columns):
     """Return a summary as text for the terminal, with some of COLUMNS.
 
@@ -688,7 +692,7 @@ def as_latex(table, baseline):
     Small print and narrow gaps make them fit a page.
     """
     tables = []
-    for name in table[[*COLUMNS]].dropna(axis="columns", how="all"):
+    for name in measured(table, COLUMNS):
         cells = as_cells(table, [name], ["curve", "weights"]).map(as_tex)
         numbers = "r" * (cells.index.nlevels - 1 + cells.shape[1])
         styler = cells.style.format_index(as_tex, axis=0).format_index(as_tex, axis=1)
@@ -892,9 +896,9 @@ def reference(table, column, baseline):
     curve = baseline or table["curve"].iloc[0]
     if column in FIGURES["differences"]:
         return 0, baseline, curve
-    dataset = table["dataset"].iloc[0]
     if column == "barrier":
         return STABLE, f"stable below {STABLE} points", None
+    dataset = table["dataset"].iloc[0]
     if column == "untrained" and dataset in archs.datasets():  # its folder may have been deleted
         return 100 / archs.facts(dataset).CLASSES, "chance", None
     dense = table[(table["curve"] == curve) & (table["round"] == 0)]
@@ -915,7 +919,7 @@ def draw_experiment(args, table, log, baseline):
     place = f"{arch_type}_{dataset}.{args.format}"
     print(f"{title}:")
     for name, columns in FIGURES.items():
-        columns = [column for column in columns if table[column].notna().any()]
+        columns = measured(table, columns)
         if not columns:
             continue
         counts, *spread = (

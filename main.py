@@ -913,21 +913,12 @@ def check_shared(run, model):
     if not args.connect_to:
         return
     weights = utils.read_source(run, 0, model, dense_masks(model))["weights"]
-    if not same_bits(model.state_dict(), weights):
+    if not utils.same_bits(model.state_dict(), weights):
         raise utils.Failure(
             f"at iteration {args.rewind_iter}, the network of seed {args.seed} is not that in "
             f"{run.source.initial}. Use the same code, versions, device and --threads for both "
             "runs, with --overwrite; on a GPU, only --rewind_iter=0 is sure to work"
         )
-
-
-def same_bits(state_dict, other):
-    """Return whether two state dicts are equal, bit by bit, so that NaN equals NaN."""
-    sums = [
-        {name: utils.checksum([tensor.cpu()]) for name, tensor in tensors.items()}
-        for tensors in (state_dict, other)
-    ]
-    return sums[0] == sums[1]
 
 
 def glorot(model):
@@ -1088,7 +1079,7 @@ def check_reset(args, state):
             if tensor.is_floating_point():
                 tensor.add_(1)
     reset(args, state, state.masks)
-    if not same_bits(start, state.start):
+    if not utils.same_bits(start, state.start):
         raise utils.BadInput(
             f"--connect_to is not for --prune_type={args.prune_type}: its function gives other "
             "weights after other training, or each time, so two runs do not share them"

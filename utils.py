@@ -420,6 +420,12 @@ def checksum(tensors, value=0):
     return value
 
 
+def same_bits(tensors, others):
+    """Return whether two dicts of tensors are equal, bit by bit, so that NaN equals NaN."""
+    sums = [{name: checksum([found[name].cpu()]) for name in found} for found in (tensors, others)]
+    return sums[0] == sums[1]
+
+
 # ---- The rows of a round -------------------------------------------------------------------------
 
 
@@ -784,7 +790,7 @@ class Run:
         self.settings["data"] = digest
         if self.saved:
             self.check_settings(self.saved["args"])
-        must_agree = self.args.connect_to or self.args.masks_from
+        must_agree = self.source and "data" not in free_settings(self)
         if must_agree and self.source_settings["data"] != digest:
             raise bad_source(self, f"{self.source.ticket(0)} was made with other data")
 
@@ -995,15 +1001,23 @@ def first_weights(run, model):
     return final
 
 
+def source_flag(args):
+    """Return the flag that names the run whose tickets a run uses; None if it makes its own masks.
+
+    `--connect_to` counts before the others, which such a run repeats.
+    """
+    flags = ("connect_to", "tickets_from", "masks_from")
+    return next((flag for flag in flags if getattr(args, flag)), None)
+
+
 def source_files(args):
     """Return the Files of the run whose tickets a run uses; None if it makes its own masks."""
-    if args.connect_to:
+    flag = source_flag(args)
+    if flag == "connect_to":
         return Files(args, saves=args.connect_to)
-    if args.tickets_from:
+    if flag == "tickets_from":
         return Files(args, "lt", args.tickets_from)
-    if args.masks_from:
-        return Files(args, args.masks_from)
-    return None
+    return Files(args, args.masks_from) if flag else None
 
 
 def takes_weights(settings, refused):
@@ -1087,12 +1101,12 @@ def read_ticket(run, round_, model, masks):
     args = run.args
     path = run.source.ticket(round_)
     remedy = ""
-    if not path.exists() and (args.connect_to or args.tickets_from):
-        if round_:
+    if not path.exists():
+        if source_flag(args) == "masks_from":
+            remedy = "run the same command with --prune_type=lt and without --masks_from first"
+        elif round_:
             rounds = plural(args.prune_iterations, "round")
             remedy = f"give --prune_iterations={round_}, or let that run finish {rounds}"
-    elif not path.exists():
-        remedy = "run the same command with --prune_type=lt and without --masks_from first"
     try:
         if os.path.realpath(path) == os.path.realpath(run.files.ticket(round_)):
             remedy = "choose another --output_dir"
@@ -1129,9 +1143,10 @@ def read_ticket(run, round_, model, masks):
 
 def free_settings(run):
     """Return the settings in which a run and its source may differ, a set of names."""
-    if run.args.connect_to:
+    flag = source_flag(run.args)
+    if flag == "connect_to":
         return ORDER_SETTINGS
-    if run.args.tickets_from:
+    if flag == "tickets_from":
         return (run.settings.keys() - TICKET_SETTINGS).union(run.refused)
     return {"prune_type", "masks_from", "rewind_iter"}
 
@@ -1188,7 +1203,7 @@ def bad_source(run, problem, remedy=""):
         ),
         "masks_from": "use another --output_dir for both runs",
     }
-    flag = next(name for name in advice if getattr(run.args, name))
+    flag = source_flag(run.args)
     text = ", or ".join(filter(None, [remedy, advice[flag]]))
     value = getattr(run.args, flag)
     return BadInput(f"--{flag}={value}: {problem}. {text[0].upper()}{text[1:]}")

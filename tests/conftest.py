@@ -226,6 +226,39 @@ def ticket(args, round_, kind=None):
     return torch.load(utils.Files(args, kind).ticket(round_), weights_only=True)
 
 
+def initial_weights(args):
+    """Return the weights to which a run resets, from its file."""
+    return torch.load(utils.Files(args).initial, weights_only=True)
+
+
+def change_initial(args):
+    """Change one of the weights to which a run resets, in its file."""
+    weights = initial_weights(args)
+    weights["5.bias"][0] += 1e-3
+    torch.save(weights, utils.Files(args).initial)
+
+
+@pytest.fixture
+def check_refused(monkeypatch):
+    """A function that asserts that a run is refused because of its source, before it loads data.
+
+    check_refused(args, flag, problem, remedy, source) checks the parts of the message.
+    """
+
+    def check(args, flag, problem, remedy, source):
+        monkeypatch.setattr(main, "load_data", None)
+        with pytest.raises(utils.BadInput, match=problem) as error:
+            main.main(args)
+        message = str(error.value)
+        assert message.startswith(f"--{flag}={getattr(args, flag)}: ")
+        assert remedy in message
+        folder = "ive the folder saves/<arch>/<dataset>, without that of a seed, of"
+        assert f"{folder} {source}" in message
+        assert not list(utils.Files(args).saves.glob("*.pth.tar"))
+
+    return check
+
+
 def log_rows(args):
     """Return the rows of a run's log."""
     return [json.loads(line) for line in utils.Files(args).log.read_text().splitlines()]

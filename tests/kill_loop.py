@@ -35,7 +35,7 @@ EPOCHS, ROUNDS = 2, 3
 
 SGD = ["--optimizer=sgd", "--lr=0.05", "--lr_milestones=9"]
 MOVEMENT = ["--criterion=movement", "--eval_iter=7", "--rewind_iter=5", "--warmup_iter=8"]
-MOVED = "{folder}/movement/saves/fc1/digits"  # of the undisturbed run
+SOURCE = "{folder}/movement/saves/fc1/digits"  # of the undisturbed run
 # Together they use everything that a run must save, and every criterion.
 KINDS = {
     "movement": MOVEMENT,
@@ -45,8 +45,8 @@ KINDS = {
     "initial": ["--criterion=initial", "--prune_type=random"],
     "synflow": ["--criterion=synflow", "--prune_scope=global"],
     "one_shot": ["--one_shot"],
-    "transfer": [f"--tickets_from={MOVED}", "--criterion=movement", "--rewind_iter=5", *SGD],
-    "connected": [f"--connect_to={MOVED}", *MOVEMENT],
+    "transfer": [f"--tickets_from={SOURCE}", "--criterion=movement", "--rewind_iter=5", *SGD],
+    "connected": [f"--connect_to={SOURCE}", *MOVEMENT],
 }
 
 

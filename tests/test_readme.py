@@ -635,8 +635,8 @@ def test_the_example_has_the_numbers_of_its_file():
     baseline = "lt, rewind_iter=0"
     table = combine_plots.summary(runs, baseline)
     shown = table.merge(combine_plots.choose_rounds(runs, None))
-    measured = [name for name in combine_plots.PRINTED if table[name].notna().any()]
-    text = combine_plots.as_text(shown, baseline, measured)
+    columns = combine_plots.measured(table, combine_plots.PRINTED)
+    text = combine_plots.as_text(shown, baseline, columns)
     printed = "\n".join([text, *combine_plots.answers(table, baseline)]).splitlines()
     page = (ROOT / "docs/comparing.md").read_text()
     blocks = re.findall(r"^```(\w*)\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)

@@ -19,7 +19,9 @@ import main
 import utils
 from conftest import (
     arrays,
+    change_initial,
     finished_rounds,
+    initial_weights,
     log_rows,
     same,
     small_data,
@@ -59,11 +61,6 @@ def barriers(args):
 def last_rows(args):
     """Return the row of the end of each round."""
     return [row for row in log_rows(args) if "train_accuracy" in row]
-
-
-def initial_weights(args):
-    """Return the weights to which a run resets, from its file."""
-    return torch.load(utils.Files(args).initial, weights_only=True)
 
 
 # The null test: the same order gives the same bits, and no barrier
@@ -499,18 +496,11 @@ def test_barriers_of_a_lost_round_are_deleted(pair, stop_after):
     ],
 )
 def test_a_run_that_cannot_be_connected_to_is_refused_before_training(
-    flags, problem, remedy, pair, monkeypatch
+    flags, problem, remedy, pair, check_refused
 ):
     first, second = pair({"rewind_iter": K, "prune_iterations": 1}, **flags)
     main.main(first)
-    monkeypatch.setattr(main, "load_data", None)
-    with pytest.raises(utils.BadInput, match=problem) as error:
-        main.main(second)
-    message = str(error.value)
-    assert message.startswith(f"--connect_to={second.connect_to}: ")
-    assert remedy in message
-    assert "ive the folder saves/<arch>/<dataset>, without that of a seed, of a run by" in message
-    assert not list(utils.Files(second).saves.glob("*.pth.tar"))
+    check_refused(second, "connect_to", problem, remedy, "a run by")
 
 
 def test_the_run_itself_is_refused(pair):
@@ -574,13 +564,6 @@ def test_a_run_on_other_data_is_refused(pair, monkeypatch):
     second.overwrite = True
     with pytest.raises(utils.BadInput, match=r"0_model_lt\.pth\.tar was made with other data"):
         main.main(second)
-
-
-def change_initial(first):
-    path = utils.Files(first).initial
-    weights = torch.load(path, weights_only=True)
-    weights["5.bias"][0] += 1e-3
-    torch.save(weights, path)
 
 
 def change_final(first):

@@ -18,8 +18,10 @@ import main
 import utils
 from conftest import (
     arrays,
+    change_initial,
     check_training,
     finished_rounds,
+    initial_weights,
     log_rows,
     same,
     small_network,
@@ -91,11 +93,6 @@ def pair(small_args, tmp_path):
         return first, small_args(**{"end_iter": 1, "tickets_from": folder} | user)
 
     return make
-
-
-def initial_weights(args):
-    """Return the weights to which a run resets, from its file."""
-    return torch.load(utils.Files(args).initial, weights_only=True)
 
 
 def masks_of(args):
@@ -346,19 +343,12 @@ def test_only_the_number_of_outputs_may_differ(change, missing):
     ],
 )
 def test_a_source_that_cannot_be_used_is_refused_before_training(
-    flags, problem, remedy, pair, monkeypatch
+    flags, problem, remedy, pair, check_refused
 ):
     usual = {"rewind_iter": K, "prune_iterations": 1}
     source, args = pair(usual, **usual | flags)
     main.main(source)
-    monkeypatch.setattr(main, "load_data", None)
-    with pytest.raises(utils.BadInput, match=problem) as error:
-        main.main(args)
-    message = str(error.value)
-    assert message.startswith(f"--tickets_from={args.tickets_from}: ")
-    assert remedy in message
-    assert "ive the folder saves/<arch>/<dataset>, without that of a seed, of an lt run" in message
-    assert not list(utils.Files(args).saves.glob("*.pth.tar"))
+    check_refused(args, "tickets_from", problem, remedy, "an lt run")
 
 
 def test_the_folder_of_the_run_itself_is_refused(pair):
@@ -461,13 +451,6 @@ def test_what_is_no_folder_is_refused(kind, problem, pair, tmp_path):
         main.main(pair(tickets_from=path)[1])
 
 
-def change_weights(source):
-    path = utils.Files(source).initial
-    weights = torch.load(path, weights_only=True)
-    weights["5.bias"] += 1
-    torch.save(weights, path)
-
-
 def change_masks(source):
     path = utils.Files(source).ticket(2)
     content = torch.load(path, weights_only=True)
@@ -475,7 +458,7 @@ def change_masks(source):
     torch.save(content, path)
 
 
-CHANGES = [change_weights, change_masks]
+CHANGES = [change_initial, change_masks]
 
 
 @pytest.mark.parametrize("stop", [None, 25])
@@ -538,7 +521,7 @@ def test_weights_that_change_before_the_first_round_are_refused(pair, monkeypatc
     prepare = main.prepare
 
     def change_after_checks(*rest):
-        change_weights(source)
+        change_initial(source)
         return prepare(*rest)
 
     monkeypatch.setattr(main, "prepare", change_after_checks)
