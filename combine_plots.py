@@ -386,8 +386,8 @@ def comparable(settings, refused=()):
 def whose_masks(prune_type, content):
     """Return whose masks a run has, such as "lt's masks"; "" if they are those of lt anyway.
 
-    `content` is that of its settings.json. Random masks are never those of lt, but with layer-wise
-    pruning they have the same densities.
+    `content` is that of its settings.json. Random masks are never those of lt, but have the same
+    densities if these do not depend on the weights.
     """
     settings = content["settings"]
     masks_from = settings.get("masks_from")
@@ -397,7 +397,8 @@ def whose_masks(prune_type, content):
         takes_weights = utils.takes_weights(settings, content["refused"])
         return "source's tickets" if takes_weights else "source's masks"
     if prune_type == "random":
-        return "" if masks_from or settings.get("prune_scope") != "global" else "own densities"
+        as_lt = masks_from or settings.get("prune_scope", "layer") in ("layer", "erk")
+        return "" if as_lt else "own densities"
     if prune_type == "lt" or settings.get("one_shot") or content.get("before_training"):
         return ""
     return f"{masks_from}'s masks" if masks_from else "own masks"

@@ -171,6 +171,8 @@ def prepare(args, runs, model, device):
         if args.connect_to and args.rewind_iter == 0:
             check_shared(run, first_model(run, device))
     check_training(args, state, data)
+    if not runs[0].source:
+        check_criterion(args, state, data)
     reset(args, state, state.masks)  # a rehearsal: it raises if the prune type's function is wrong
     if args.connect_to:
         check_reset(args, state)
@@ -267,32 +269,92 @@ def prune(scores, masks, percent, scope="layer"):
         scores: {parameter name: tensor}.
         masks: {parameter name: bool tensor of the same shape}, true if a weight survives.
         percent: a number, or {parameter name: number}. Layers at 0 stay as they are.
-        scope: "layer" counts and compares weights within each layer, "global" across layers.
+        scope: one of SCOPES, which says how many weights each layer keeps.
 
     The count decides, never a threshold, so ties cannot remove more. Pruned weights are not
-    candidates, so masks are nested. The arguments are not changed.
+    candidates, so masks are nested. The arguments are not changed. Raises utils.BadInput if a scope
+    counts more weights than there are.
     """
     percents = percent if isinstance(percent, dict) else dict.fromkeys(masks, percent)
-    names = [name for name in masks if percents[name] > 0]
-    groups = [names] if scope == "global" else [[name] for name in names]
-
+    candidates = {name: masks[name] for name in masks if percents[name] > 0}
     pruned = dict(masks)
-    for group in groups:
-        alive = torch.cat([masks[name].flatten() for name in group])
-        candidates = torch.cat([scores[name].flatten() for name in group])
-        survivors = alive.nonzero().squeeze(1)
-
-        survivors_by_rate = Counter()
-        for name in group:
-            survivors_by_rate[percents[name]] += int(masks[name].sum())
-        count = count_to_prune(survivors_by_rate)
-
-        lowest = candidates[survivors].topk(count, largest=False, sorted=False).indices
-        alive[survivors[lowest]] = False
-        sizes = [masks[name].numel() for name in group]
-        for name, mask in zip(group, alive.split(sizes), strict=True):
-            pruned[name] = mask.view_as(masks[name])
+    for name, count in SCOPES[scope](scores, candidates, percents).items():
+        survivors = int(masks[name].sum())
+        if not 0 <= count <= survivors:
+            raise utils.BadInput(
+                f"--prune_scope={scope}: its function keeps {count} of the {survivors} weights of "
+                f"{name}. Let it return numbers from 0 to those that survive"
+            )
+        pruned[name] = keep_highest(scores[name], masks[name], count)
     return pruned
+
+
+def keep_highest(scores, mask, count):
+    """Return a mask of the `count` survivors of highest score."""
+    survivors = mask.flatten().nonzero().squeeze(1)
+    pruned = len(survivors) - count
+    lowest = scores.flatten()[survivors].topk(pruned, largest=False, sorted=False).indices
+    return mask.flatten().index_fill(0, survivors[lowest], False).view_as(mask)
+
+
+# ---- Scopes --------------------------------------------------------------------------------------
+
+# A scope(scores, masks, percents) returns how many weights each layer keeps, {parameter name:
+# count}, of the layers whose percentage is not 0. Layers that it leaves out stay as they are.
+
+
+def layer_counts(scores, masks, percents):
+    """Prune the percentage within each layer."""
+    return {name: number_kept({name: mask}, percents) for name, mask in masks.items()}
+
+
+def global_counts(scores, masks, percents):
+    """Keep the weights of highest score, whatever their layer."""
+    kept = keep_highest(
+        torch.cat([scores[name].flatten() for name in masks]),
+        torch.cat([mask.flatten() for mask in masks.values()]),
+        number_kept(masks, percents),
+    )
+    parts = kept.split([mask.numel() for mask in masks.values()])
+    return {name: int(part.sum()) for name, part in zip(masks, parts, strict=True)}
+
+
+def erk_counts(scores, masks, percents):
+    """Keep as many weights as global_counts does, in proportion to the sum of a layer's dimensions.
+
+    These are Erdős-Rényi-kernel densities. Layers that would keep more than their survivors keep
+    them all, and the others share the rest.
+
+    U. Evci, T. Gale, J. Menick, P. S. Castro and E. Elsen, "Rigging the Lottery: Making All Tickets
+    Winners", ICML 2020.
+    """
+    survivors = {name: int(mask.sum()) for name, mask in masks.items()}
+    parts = {name: sum(mask.shape) for name, mask in masks.items()}
+    counts = {}
+    while True:
+        rest = number_kept(masks, percents) - sum(counts.values())
+        others = [name for name in masks if name not in counts]
+        all_parts = sum(parts[name] for name in others)
+        full = [name for name in others if rest * parts[name] > survivors[name] * all_parts]
+        if not full:
+            break
+        counts |= {name: survivors[name] for name in full}
+
+    # The largest remainders are rounded up.
+    quotients = {name: divmod(rest * parts[name], all_parts) for name in others}
+    counts |= {name: quotients[name][0] for name in others}
+    missing = rest - sum(quotients[name][0] for name in others)
+    for name in sorted(others, key=lambda name: -quotients[name][1])[:missing]:
+        counts[name] += 1
+    return counts
+
+
+def number_kept(masks, percents):
+    """Return how many weights layers keep together."""
+    survivors_by_rate = Counter()
+    for name, mask in masks.items():
+        survivors_by_rate[percents[name]] += int(mask.sum())
+    return survivors_by_rate.total() - count_to_prune(survivors_by_rate)
 
 
 def count_to_prune(survivors_by_rate):
@@ -302,6 +364,12 @@ def count_to_prune(survivors_by_rate):
     change the count by one.
     """
     return round(sum(rate / 100 * n for rate, n in survivors_by_rate.items()))
+
+
+SCOPES = {"layer": layer_counts, "global": global_counts, "erk": erk_counts}
+
+
+# ---- Masks ---------------------------------------------------------------------------------------
 
 
 def layer_percents(args, model, output):
@@ -564,40 +632,44 @@ def refused(prune_type):
 def score_weights(run, state, data):
     """Return the scores by which `--criterion` ranks the weights, {parameter name: tensor}.
 
-    Raises utils.Failure if a survivor has no score, or one that is not finite.
+    Raises utils.Failure if the score of a survivor is not finite.
     """
     args = run.args
-    criterion = CRITERIA[args.criterion]
     weights, initial = state.model.state_dict(), state.start
-    if criterion.before_training:
+    if CRITERIA[args.criterion].before_training:
         weights = state.initial
     elif args.one_shot:
         weights, initial = utils.first_weights(run, state.model), state.initial
-    model = new_model(args, 0, data.device)
-    model.load_state_dict(weights)
-    initial, masks = copy.deepcopy((initial, state.masks))  # a criterion may change what it gets
-    seed_torch(args.seed, state.round, 0, 0)
-    scores = criterion.score(args, model, initial, masks, data)
-    check_scores(args, state, scores)
-    return scores
-
-
-def check_scores(args, state, scores):
-    """Raise utils.Failure if a survivor has no score, or one that is not finite."""
+    scores = apply_criterion(args, state, weights, initial, data)
     for name, mask in state.masks.items():
-        found = scores.get(name) if isinstance(scores, dict) else None
-        if not isinstance(found, torch.Tensor) or found.shape != mask.shape:
-            raise utils.Failure(
-                f"--criterion={args.criterion}: its function returns no scores of shape "
-                f"{tuple(mask.shape)} for {name}. Let it return {{name: tensor}} for all names in "
-                "masks, and run the same command to resume"
-            )
-        if not found[mask].isfinite().all():
+        if not scores[name][mask].isfinite().all():
             raise utils.Failure(
                 f"--criterion={args.criterion}: a score of {name} is not finite in round "
                 f"{state.round} of seed {args.seed}. Use another criterion, with --overwrite or "
                 "another --output_dir"
             )
+    return scores
+
+
+def apply_criterion(args, state, weights, initial, data):
+    """Return the scores of the network with these weights, {parameter name: tensor}.
+
+    `weights` and `initial` are state dicts. Raises utils.BadInput if a layer has no scores.
+    """
+    model = new_model(args, 0, data.device)
+    model.load_state_dict(weights)
+    initial, masks = copy.deepcopy((initial, state.masks))  # a criterion may change what it gets
+    seed_torch(args.seed, state.round, 0, 0)
+    scores = CRITERIA[args.criterion].score(args, model, initial, masks, data)
+    for name, mask in state.masks.items():
+        found = scores.get(name) if isinstance(scores, dict) else None
+        if not isinstance(found, torch.Tensor) or found.shape != mask.shape:
+            raise utils.BadInput(
+                f"--criterion={args.criterion}: its function returns no scores of shape "
+                f"{tuple(mask.shape)} for {name}. Let it return {{name: tensor}} for all names in "
+                "masks"
+            )
+    return scores
 
 
 def elementwise(score):
@@ -662,12 +734,55 @@ def snip(args, model, initial, masks, data):
     seed_torch(args.seed, 0, 0, 0)  # not as the weights; dropout needs a seed, too
     order = torch.randperm(len(labels)).to(labels.device)
     batches = order.unfold(0, size, size)[: archs.facts(args.dataset).CLASSES]  # full ones only
-    losses = (
-        F.cross_entropy(forward(args, model, data, images[batch]), labels[batch]) / len(batches)
-        for batch in utils.progress(batches, "scoring weights")
-    )
+    model.double()  # in float32, rounding errors decide about some weights of deep networks
     model.train()
-    return sensitivity(model, losses)
+
+    def losses():
+        for batch in utils.progress(batches, "scoring weights"):
+            logits = model(data.normalize(images[batch]).double())
+            yield F.cross_entropy(logits, labels[batch]) / len(batches)
+
+    return sensitivity(model, losses())
+
+
+def grasp(args, model, initial, masks, data):
+    """Score weights by w * Hg, where g and H are gradient and Hessian of the network's loss.
+
+    Without the weights of the lowest scores, the gradient becomes longest. The loss is the mean
+    over ten training examples of each class, or fewer if there are not as many. The seed chooses
+    them. They come in batches of at most 100. As in the authors' code, logits are divided by 200.
+
+    C. Wang, G. Zhang and R. Grosse, "Picking Winning Tickets Before Training by Preserving Gradient
+    Flow", ICLR 2020.
+    """
+    images, labels = data.train
+    seed_torch(args.seed, 0, 0, 0)
+    order = torch.randperm(len(labels)).to(labels.device)
+    classes = range(archs.facts(args.dataset).CLASSES)
+    chosen = torch.cat([order[labels[order] == label][:10] for label in classes])
+    batches = order[torch.isin(order, chosen)].chunk(math.ceil(len(chosen) / 100))
+    model.double()
+    model.train()
+    weights = prunable(model)
+
+    def losses():
+        seed_torch(args.seed, 0, 0, 0)  # dropout draws the same for g and for Hg
+        for batch in utils.progress(batches, "scoring weights"):
+            logits = model(data.normalize(images[batch]).double()) / 200
+            loss = F.cross_entropy(logits, labels[batch], reduction="sum")
+            yield loss / len(chosen)
+
+    def products(gradients):
+        """Yield the scalar product of g and the gradient of each loss."""
+        for loss in losses():
+            parts = torch.autograd.grad(
+                loss, weights.values(), create_graph=True, materialize_grads=True
+            )
+            pairs = zip(gradients.values(), parts, strict=True)
+            yield sum((gradient * part).sum() for gradient, part in pairs)
+
+    hessian_products = total_gradients(model, products(total_gradients(model, losses())))
+    return {name: (weights[name] * hessian_products[name]).detach() for name in weights}
 
 
 def synflow(args, model, initial, masks, data):
@@ -695,11 +810,18 @@ def sensitivity(model, terms):
     S is the sum of the terms, an iterable of tensors of shape ().
     """
     weights = prunable(model)
+    gradients = total_gradients(model, terms)
+    return {name: (weights[name] * gradients[name]).abs().detach() for name in weights}
+
+
+def total_gradients(model, terms):
+    """Return dS/dw for the prunable weights, {parameter name: tensor}, with S as above."""
+    weights = prunable(model)
     for weight in weights.values():
         weight.grad = torch.zeros_like(weight)
     for term in terms:
         term.backward()
-    return {name: (weight * weight.grad).abs().detach() for name, weight in weights.items()}
+    return {name: weight.grad for name, weight in weights.items()}
 
 
 class Criterion(NamedTuple):
@@ -718,6 +840,11 @@ CRITERIA = {
     "same_sign": Criterion("w_f * sign(w_i)", same_sign),
     "snip": Criterion(
         "|w * dL/dw| before training, L: loss of the dense network", snip, before_training=True
+    ),
+    "grasp": Criterion(
+        "w * Hg before training, g and H: gradient and Hessian of the dense network's loss",
+        grasp,
+        before_training=True,
     ),
     "synflow": Criterion(
         "|w * dR/dw| before training, R: output of the pruned network",
@@ -1064,6 +1191,24 @@ def check_training(args, state, data):
         raise bad_network(
             args, "forward draws from Python's or NumPy's generator: use torch's, which is seeded"
         )
+
+
+def check_criterion(args, state, data):
+    """Score the network before training, by two examples, and forget the scores.
+
+    Raises utils.BadInput if `--criterion` cannot score it. For example, some layers have no second
+    derivatives, and some networks cannot compute in double precision.
+    """
+    few = dataclasses.replace(data, train=tuple(part[:2] for part in data.train))
+    try:
+        apply_criterion(args, state, state.initial, state.start, few)
+    except (RuntimeError, ValueError) as error:
+        if utils.out_of_memory(error):
+            raise
+        raise utils.BadInput(
+            f"--criterion={args.criterion} cannot score {args.arch_type}: "
+            f"{archs.one_line(error)}. Use another criterion"
+        ) from error
 
 
 def check_reset(args, state):
@@ -1663,18 +1808,20 @@ def describe_source(run):
 def last_survivors(args, weights, percents):
     """Return the number of prunable weights in the last round; None if it is not known before.
 
-    With global pruning, it depends on training if layers have different rates or if another run's
-    tickets, of which the output layer may not be used, are trained. A run that is connected to one
-    with such tickets does not know that layer.
+    Across layers, it depends on training if they have different rates or if another run's tickets,
+    of which the output layer may not be used, are trained. A run that is connected to one with such
+    tickets does not know that layer.
     """
+    scope = SCOPES[args.prune_scope]
     rates = set(filter(None, percents.values()))
-    if args.prune_scope == "global" and (len(rates) > 1 or args.tickets_from):
+    follows = scope in (global_counts, erk_counts) and len(rates) == 1 and not args.tickets_from
+    if scope is not layer_counts and not follows:
         return None
     if args.connect_to and args.tickets_from:
         return None
     groups = Counter()
     for name, weight in weights.items():
-        layer = name if args.prune_scope == "layer" else None
+        layer = name if scope is layer_counts else None
         groups[layer, percents[name]] += weight.numel()
     remaining = 0
     for (_, percent), n in groups.items():
@@ -1715,7 +1862,7 @@ def parse_args(argv=None):
         "criteria, and the scores by which they rank the weights; the lowest are pruned",
         "(w_f: weights at the end of the round, w_i: at its start):",
         *criteria,
-        "Use --prune_scope=global with snip and synflow, as their papers do.",
+        "Use --prune_scope=global with snip, grasp and synflow, as their papers do.",
         "",
         "Example: %(prog)s --dataset=digits --prune_percent=20 --prune_iterations=16 --end_iter=20",
     ]
@@ -1879,8 +2026,9 @@ def add_flags(parser):
         help="the same for the output layer (default: --prune_percent%(default).0s)")
     add("--prune_iterations", default=35, type=number(int, "[1, 10000)"), metavar="N",
         help="number of rounds; the first is dense")
-    add("--prune_scope", default="layer", choices=["layer", "global"],
-        help="prune the percentage within each layer, or across all layers")
+    add("--prune_scope", default="layer", choices=SCOPES,
+        help="prune the percentage within each layer, or across all layers: the lowest scores"
+             " (global), or to Erdos-Renyi-kernel densities (erk)")
     add("--criterion", default="magnitude", choices=CRITERIA, metavar="NAME",
         help="what ranks the weights, see below")
     add("--one_shot", action="store_true",

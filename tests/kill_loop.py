@@ -43,6 +43,7 @@ KINDS = {
     "snip": ["--criterion=snip", "--prune_type=finetune", *SGD],
     "same_sign": ["--criterion=same_sign", "--prune_type=signed_shuffle"],
     "initial": ["--criterion=initial", "--prune_type=random"],
+    "grasp": ["--criterion=grasp", "--prune_scope=erk"],
     "synflow": ["--criterion=synflow", "--prune_scope=global"],
     "one_shot": ["--one_shot"],
     "transfer": [f"--tickets_from={SOURCE}", "--criterion=movement", "--rewind_iter=5", *SGD],

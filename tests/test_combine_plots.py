@@ -1501,6 +1501,7 @@ def test_a_difference_of_fewer_seeds_than_the_mean_says_so(tmp_path, figures, ca
         ("signed_reinit", {"criterion": "snip"}, "signed_reinit"),
         ("reinit", {"criterion": "initial"}, "reinit, own masks"),
         ("random", {}, "random"),
+        ("random", {"prune_scope": "erk"}, "random"),
         ("random", {"prune_scope": "global"}, "random, own densities"),
         ("random", {"prune_scope": "global", "criterion": "snip"}, "random, own densities"),
         ("random", {"prune_scope": "global", "masks_from": "lt"}, "random"),

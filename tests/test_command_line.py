@@ -718,8 +718,8 @@ def test_the_disk_space_of_a_large_network_is_estimated(arch_type, gigabytes):
     assert estimate > 25 * 2 * megabytes
 
 
-def test_what_remains_is_announced_only_if_it_is_known():
-    """With global pruning and different rates, it depends on the survivors of each rate."""
+def test_what_remains_is_announced_only_if_it_is_known(monkeypatch):
+    """Across layers with different rates, it depends on the survivors of each rate."""
     weights = {"a": torch.ones(100), "b": torch.ones(57)}
 
     def announced(*flags, rates):
@@ -731,6 +731,7 @@ def test_what_remains_is_announced_only_if_it_is_known():
         ([], (20, 10)),
         (["--prune_scope=global"], (20, 20)),
         (["--prune_scope=global"], (20, 0)),
+        (["--prune_scope=erk"], (20, 20)),
     ):
         percents = dict(zip(weights, rates, strict=True))
         masks = {name: torch.ones_like(weights[name], dtype=torch.bool) for name in weights}
@@ -739,7 +740,10 @@ def test_what_remains_is_announced_only_if_it_is_known():
             masks = main.prune(weights, masks, percents, scope)
         expected = sum(int(mask.sum()) for mask in masks.values())
         assert announced(*flags, rates=rates) == expected
-    assert announced("--prune_scope=global", rates=(20, 10)) is None
+    for scope in ("global", "erk"):
+        assert announced(f"--prune_scope={scope}", rates=(20, 10)) is None
+    monkeypatch.setitem(main.SCOPES, "other", lambda scores, masks, percents: {})
+    assert announced("--prune_scope=other", rates=(20, 20)) is None
 
 
 def test_parameters_that_are_not_pruned_are_announced(small_args):

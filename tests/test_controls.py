@@ -19,6 +19,7 @@ from conftest import (
     command,
     finished_rounds,
     log_rows,
+    same,
     small_data,
     small_network,
     ticket,
@@ -46,6 +47,11 @@ def arrays(args):
 # Random masks
 
 
+def counts(starts):
+    """Return how many weights each layer has in each round, a list of dicts."""
+    return [{name: int(mask.sum()) for name, mask in masks.items()} for _, masks in starts]
+
+
 @pytest.mark.parametrize(
     "more", [{}, {"prune_scope": "global"}, {"prune_scope": "global", "masks_from": "lt"}]
 )
@@ -53,7 +59,7 @@ def test_random_masks_keep_as_many_weights_with_original_values(more, small_args
     if more.get("masks_from"):
         # Global pruning gives layers other sizes than the percentage does.
         main.main(small_args(prune_scope="global"))
-        expected = [{name: int(mask.sum()) for name, mask in masks.items()} for _, masks in starts]
+        expected = counts(starts)
         starts.clear()
     args = small_args(prune_type="random", **more)
     main.main(args)
@@ -78,6 +84,46 @@ def test_random_masks_keep_as_many_weights_with_original_values(more, small_args
             a = original[name][pruned].abs()
             b = original[name][mask].abs()
             assert abs(a.mean() - b.mean()) < 5 * b.std() / math.sqrt(min(len(a), len(b)))
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [
+        ("layer", [(11760, 1500, 50), (588, 75, 2)]),
+        # Erdős-Rényi: 1084, 400 and 110 of 1594 parts
+        ("erk", [(9051, 3340, 919), (453, 167, 46)]),
+    ],
+)
+def test_random_masks_have_the_counts_of_lt(scope, expected, small_args, starts):
+    for kind in ("lt", "random"):
+        main.main(small_args(prune_type=kind, prune_scope=scope, prune_percent=95, end_iter=1))
+        assert [tuple(of_round.values()) for of_round in counts(starts)[1:]] == expected
+        if kind == "lt":
+            winning = [masks for _, masks in starts]
+            starts.clear()
+    for round_ in (1, 2):
+        for name, mask in starts[round_][1].items():
+            assert not torch.equal(mask, winning[round_][name])
+
+
+def test_with_global_pruning_random_masks_have_counts_of_their_own(small_args, starts):
+    for kind in ("lt", "random"):
+        main.main(small_args(prune_type=kind, prune_scope="global"))
+    winning, own = counts(starts[:3]), counts(starts[3:])
+    assert own[1] == winning[1]  # the dense network is the same
+    assert own[2] != winning[2]
+
+
+def test_random_masks_with_the_counts_of_another_criterion(small_args, starts):
+    """As in sanity checks of pruning before training."""
+    for kind, masks_from in (("lt", "none"), ("random", "lt")):
+        main.main(
+            small_args(
+                prune_type=kind, masks_from=masks_from, criterion="grasp", prune_scope="global"
+            )
+        )
+    assert counts(starts[3:]) == counts(starts[:3])
+    assert not same(starts[4][1], starts[1][1])
 
 
 def test_random_masks_are_uniform_and_follow_from_the_seed(small_args):
@@ -106,9 +152,9 @@ def test_reinit_with_masks_from_lt_gives_its_tickets_new_weights(small_args, sta
     starts.clear()
     main.main(reinit)
     assert len(starts) == 3
-    for round_, ((winning, masks), (state, same)) in enumerate(zip(found, starts, strict=True)):
+    for round_, ((winning, masks), (state, kept)) in enumerate(zip(found, starts, strict=True)):
         for name, mask in masks.items():
-            assert torch.equal(mask, same[name])
+            assert torch.equal(mask, kept[name])
             assert torch.equal(ticket(reinit, round_)["masks"][name], mask)
             assert (round_ == 0) == torch.equal(state[name], winning[name])
             assert torch.equal(
@@ -438,7 +484,7 @@ def test_each_type_of_layer_has_its_rate(arch_type):
     assert len(shortcuts) == {"resnet18": 3, "resnet20": 2}.get(arch_type, 0)
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", main.SCOPES)
 def test_rates_of_0_percent_everywhere_are_refused(scope, small_args, monkeypatch):
     monkeypatch.setattr(main, "train", None)
     monkeypatch.setattr(main, "load_data", lambda *_: None)
@@ -449,7 +495,7 @@ def test_rates_of_0_percent_everywhere_are_refused(scope, small_args, monkeypatc
         main.main(args)
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", main.SCOPES)
 @pytest.mark.parametrize("percent", [1e-4, 1e-300])
 def test_a_percentage_too_small_to_prune_a_weight_is_refused(
     percent, scope, small_args, monkeypatch

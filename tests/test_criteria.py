@@ -3,6 +3,7 @@
 import copy
 import itertools
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ FORMULAS = {
     "initial": lambda final, initial: np.abs(initial),
     "same_sign": lambda final, initial: np.where(initial < 0, -final, final),
 }
-BEFORE = ["snip", "synflow"]
+BEFORE = ["snip", "grasp", "synflow"]
 PATHS = [{"criterion": name} for name in main.CRITERIA] + [{"one_shot": True}]
 
 
@@ -54,7 +55,7 @@ def scores_after_training(criterion, final, initial, masks):
         {"prune_scope": "global"},
         {"rewind_iter": 13},
         {"prune_type": "reinit", "prune_scope": "global"},
-        {"prune_type": "shuffle"},
+        {"prune_type": "shuffle", "prune_scope": "erk"},
         {"prune_type": "signed_constant"},
         {"prune_type": "lr_rewind"},
     ],
@@ -144,15 +145,14 @@ def test_scores_that_are_not_finite_are_an_error(value, small_args, monkeypatch)
         {"1.weight": torch.rand(300, 784)},
     ],
 )
-def test_missing_scores_are_an_error_and_the_run_resumes(scores, small_args, monkeypatch):
+def test_missing_scores_are_an_error_before_training(scores, small_args, monkeypatch):
     args = small_args(prune_iterations=2)
-    with monkeypatch.context() as patch:
-        patch.setitem(main.CRITERIA, "magnitude", main.Criterion("", lambda *_: scores))
-        name = "3" if scores and isinstance(scores["1.weight"], torch.Tensor) else "1"
-        with pytest.raises(utils.Failure, match=rf"no scores of shape .* for {name}\.weight\. Let"):
-            main.main(args)
-    main.main(args)
-    assert finished_rounds(args) == 2
+    monkeypatch.setitem(main.CRITERIA, "magnitude", main.Criterion("", lambda *_: scores))
+    name = "3" if scores and isinstance(scores["1.weight"], torch.Tensor) else "1"
+    monkeypatch.setattr(main, "train", None)
+    match = rf"no scores of shape .* for {name}\.weight\. Let it return"
+    with pytest.raises(utils.BadInput, match=match):
+        main.main(args)
 
 
 def test_scores_of_pruned_weights_do_not_matter(small_args, monkeypatch):
@@ -233,15 +233,22 @@ def score(args, state, data):
 def snip_by_hand(state, images, labels):
     """Return |w * dL/dw| of the two layers, with NumPy."""
     w1, b1, w2, b2 = (tensor.numpy().astype(float) for tensor in state.values())
+    gradients = gradients_by_hand((w1, b1, w2, b2), images, labels)
+    return [np.abs(w * gradient) for w, gradient in zip((w1, w2), gradients, strict=True)]
+
+
+def gradients_by_hand(parameters, images, labels, temperature=1):
+    """Return dL/dw of the two layers, with NumPy; the logits are divided by the temperature."""
+    w1, b1, w2, b2 = parameters
     x = images.reshape(len(images), -1).astype(float)
     before_relu = x @ w1.T + b1
     hidden = np.maximum(before_relu, 0)
-    logits = hidden @ w2.T + b2
+    logits = (hidden @ w2.T + b2) / temperature
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
-    slope = (p - np.eye(p.shape[1])[labels]) / len(labels)
+    slope = (p - np.eye(p.shape[1])[labels]) / len(labels) / temperature
     slope_hidden = slope @ w2 * (before_relu > 0)
-    return [np.abs(w1 * (slope_hidden.T @ x)), np.abs(w2 * (slope.T @ hidden))]
+    return [slope_hidden.T @ x, slope.T @ hidden]
 
 
 def test_snip_by_hand(small_args, monkeypatch):
@@ -253,10 +260,18 @@ def test_snip_by_hand(small_args, monkeypatch):
     state = main.new_state(args, main.new_model(args, 0))
     found = score(args, state, data)
     images, labels = data.train
-    expected = snip_by_hand(state.initial, images.numpy() / 255, labels.numpy())
+    expected = snip_by_hand(state.initial, data.normalize(images).numpy(), labels.numpy())
     assert list(found) == ["1.weight", "3.weight"]
     for one, other in zip(found.values(), expected, strict=True):
-        assert one.numpy() == pytest.approx(other, rel=1e-4, abs=1e-8)
+        assert one.numpy() == pytest.approx(other, rel=1e-9, abs=1e-15)  # in double precision
+
+
+def places_of(inputs, data):
+    """Return the indices of training examples, given the inputs of a network."""
+    everything = data.normalize(data.train[0]).flatten(1).double()
+    places = torch.cdist(inputs.flatten(1), everything).argmin(1)
+    assert torch.equal(everything[places], inputs.flatten(1))
+    return places
 
 
 @pytest.mark.parametrize(("examples", "batches"), [(2000, 10), (1000, 7), (120, 1), (40, 1)])
@@ -273,20 +288,149 @@ def test_snip_uses_100_training_examples_per_class_that_the_seed_chooses(
         seen = built[-1].seen
         n = min(100, len(data.train[1]))
         assert [(training, len(x)) for training, x in seen] == [(True, n)] * batches
-        chosen.append(torch.cat([x for _, x in seen]).flatten(1))
-        everything = data.normalize(data.train[0]).flatten(1)
-        places = torch.cdist(chosen[-1], everything).argmin(1)
-        assert torch.equal(everything[places], chosen[-1])
+        chosen.append(torch.cat([x for _, x in seen]))
+        places = places_of(chosen[-1], data)
         assert len(set(places.tolist())) == len(places), "an example was used twice"
 
         state = main.new_model(args, 0).state_dict()
-        images, labels = (tensor[places].numpy() for tensor in data.train)
-        expected = snip_by_hand(state, images / 255, labels)
+        images, labels = (tensor[places] for tensor in data.train)
+        expected = snip_by_hand(state, data.normalize(images).numpy(), labels.numpy())
         for one, other in zip(found.values(), expected, strict=True):
-            assert one.numpy() == pytest.approx(other, rel=1e-4, abs=1e-7)
+            assert one.numpy() == pytest.approx(other, rel=1e-9, abs=1e-15)
     first, again, other = chosen
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def grasp_by_hand(state, images, labels):
+    """Return w * Hg of the two layers, from differences of the gradient in the direction of g."""
+    w1, b1, w2, b2 = (tensor.numpy().astype(float) for tensor in state.values())
+    g1, g2 = gradients_by_hand((w1, b1, w2, b2), images, labels, 200)
+    step = 1e-3
+    there, back = (
+        gradients_by_hand((w1 + h * g1, b1, w2 + h * g2, b2), images, labels, 200)
+        for h in (step, -step)
+    )
+    products = [(one - other) / (2 * step) for one, other in zip(there, back, strict=True)]
+    return [w1 * products[0], w2 * products[1]]
+
+
+@pytest.mark.parametrize(("dataset", "classes"), [("digits", 10), ("cifar100", 100)])
+def test_grasp_uses_ten_training_examples_of_each_class_that_the_seed_chooses(
+    dataset, classes, small_args, monkeypatch
+):
+    """In batches of 100, in training mode, first for the whole gradient, and then for Hg."""
+    chosen = []
+    for seed in (0, 0, 1):
+        built = layers(monkeypatch, 16, classes)
+        args = small_args(criterion="grasp", dataset=dataset, seed=seed)
+        data = small_data(28 * classes, size=4, classes=classes)
+        found = score(args, main.new_state(args, main.new_model(args, 0)), data)
+        seen = built[-1].seen
+        assert [(training, len(x)) for training, x in seen] == [(True, 100)] * (classes // 5)
+        inputs = torch.cat([x for _, x in seen])
+        assert torch.equal(*inputs.chunk(2))
+        chosen.append(inputs.chunk(2)[0])
+        places = places_of(chosen[-1], data)
+        labels = data.train[1][places]
+        assert len(set(places.tolist())) == len(places), "an example was used twice"
+        assert labels.bincount().tolist() == [10] * classes
+        assert len(labels[:100].unique()) > 9, "batches should have many classes"
+
+        images = data.normalize(data.train[0][places]).numpy()
+        expected = grasp_by_hand(main.new_model(args, 0).state_dict(), images, labels.numpy())
+        for one, other in zip(found.values(), expected, strict=True):
+            assert one.dtype == torch.float64
+            assert one.numpy() == pytest.approx(other, rel=1e-4, abs=1e-5 * np.abs(other).max())
+    first, again, other = chosen
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_grasp_uses_fewer_examples_of_small_classes(small_args, monkeypatch):
+    built = layers(monkeypatch, 16, 10)
+    args = small_args(criterion="grasp")
+    data = small_data(600, size=4)
+    data.train[1].copy_(torch.tensor([0] * 440 + [2] * 7 + [3] * 3))
+    score(args, main.new_state(args, main.new_model(args, 0)), data)
+    (_, inputs), _ = built[-1].seen
+    assert data.train[1][places_of(inputs, data)].bincount().tolist() == [10, 0, 7, 3]
+
+
+def test_grasp_drops_the_same_units_for_the_gradient_and_for_its_product(small_args, monkeypatch):
+    """So the sum of g * Hg is that of one function."""
+    drawn = []
+
+    class Dropout(nn.Module):
+        def forward(self, x):
+            drawn.append(torch.rand(x.shape))
+            return x * (drawn[-1] < 0.5)
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), Dropout(), nn.ReLU(), nn.Linear(8, 10))
+    monkeypatch.setattr(archs, "build", lambda *_: network)
+    args = small_args(criterion="grasp")
+    score(args, main.new_state(args, main.new_model(args, 0)), small_data(600, size=4))
+    first, second = drawn
+    assert torch.equal(first, second)
+
+
+class Once(torch.autograd.Function):
+    """The identity, without a second derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Single(nn.Linear):
+    """A layer that always computes in single precision."""
+
+    def forward(self, x):
+        return F.linear(x.float(), self.weight, self.bias)
+
+
+class WithOnce(nn.Linear):
+    def forward(self, x):
+        return Once.apply(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "criterion", "reason"),
+    [(WithOnce, "grasp", "differentiate twice"), *((Single, name, "dtype") for name in BEFORE)],
+)
+def test_networks_that_cannot_be_scored_are_refused_before_training(
+    layer, criterion, reason, small_args, monkeypatch
+):
+    """And before results are deleted."""
+    monkeypatch.setattr(archs, "build", lambda *_: nn.Sequential(nn.Flatten(), layer(784, 10)))
+    main.main(small_args(prune_iterations=1))
+    monkeypatch.setattr(main, "experiment", None)
+    monkeypatch.setattr(utils.Run, "clear", None)
+    match = f"^--criterion={criterion} cannot score fc1: .*{reason}.*Use another criterion$"
+    with pytest.raises(utils.BadInput, match=match):
+        main.main(small_args(criterion=criterion, overwrite=True))
+
+
+def test_snip_needs_no_second_derivatives(small_args, monkeypatch):
+    monkeypatch.setattr(archs, "build", lambda *_: nn.Sequential(nn.Flatten(), WithOnce(784, 10)))
+    args = small_args(criterion="snip")
+    main.main(args)
+    assert finished_rounds(args) == 3
+
+
+def test_a_network_need_not_be_scored_if_the_masks_are_those_of_another_run(
+    small_args, monkeypatch
+):
+    main.main(small_args())
+    monkeypatch.setattr(main, "apply_criterion", None)
+    args = small_args(prune_type="reinit", masks_from="lt")
+    main.main(args)
+    assert finished_rounds(args) == 3
 
 
 def synflow_network():
@@ -377,11 +521,11 @@ def test_all_architectures_can_be_scored_before_training(arch_type, criterion, s
     state = main.new_state(args, main.new_model(args, 0))
     found = score(args, state, small_data(16))
     assert list(found) == list(main.prunable(state.model))
-    positive = {name: (tensor > 0).double().mean() for name, tensor in found.items()}
+    scored = {name: (tensor != 0).double().mean() for name, tensor in found.items()}
     if arch_type == "lenet5" and criterion == "synflow":
-        assert positive.popitem()[1] == 1  # of the output layer; before it, tanh saturates
+        assert scored.popitem()[1] == 1  # of the output layer; before it, tanh saturates
     else:
-        assert min(positive.values()) > 0.1  # units that are never active have 0
+        assert min(scored.values()) > 0.1  # units that are never active have 0
 
 
 @pytest.mark.parametrize("criterion", BEFORE)
@@ -415,7 +559,7 @@ def test_what_lt_resets_to_is_ranked_before_training(criterion, flags, small_arg
 
 
 def reference(criterion, args, state, masks, data):
-    """Return the scores of fc1 by its formula, in double precision, as NumPy arrays by layer."""
+    """Return the scores of fc1 by their formula, in double precision, as NumPy arrays by layer."""
     parameters = {name: tensor.double() for name, tensor in state.items()}
     if criterion == "synflow":
         for name, tensor in parameters.items():
@@ -424,16 +568,29 @@ def reference(criterion, args, state, masks, data):
     else:
         key = SeedSequence(args.seed, spawn_key=(0, 0, 0)).generate_state(1, np.uint64)
         order = torch.randperm(1237, generator=torch.Generator().manual_seed(int(key[0])))
+        if criterion == "grasp":
+            seen = Counter()
+            rank = []
+            for label in data.train[1][order].tolist():
+                seen[label] += 1
+                rank.append(seen[label])
+            order = order[torch.tensor(rank) <= 10]
         images, labels = (tensor[order[:1000]] for tensor in data.train)
         x = data.normalize(images).flatten(1).double()
-    for tensor in parameters.values():
-        tensor.requires_grad_()
-    w1, b1, w2, b2, w3, b3 = parameters.values()
-    logits = F.relu(F.relu(x @ w1.T + b1) @ w2.T + b2) @ w3.T + b3
-    (logits.sum() if criterion == "synflow" else F.cross_entropy(logits, labels)).backward()
-    return {
-        name: (parameters[name] * parameters[name].grad).abs().detach().numpy() for name in masks
-    }
+
+    def loss(parameters):
+        w1, b1, w2, b2, w3, b3 = parameters.values()
+        logits = F.relu(F.relu(x @ w1.T + b1) @ w2.T + b2) @ w3.T + b3
+        if criterion == "synflow":
+            return logits.sum()
+        return F.cross_entropy(logits / (200 if criterion == "grasp" else 1), labels)
+
+    gradients = torch.func.grad(loss)(parameters)
+    if criterion == "grasp":  # forward over reverse, of the weights only
+        fixed = {name: tensor * (name in masks) for name, tensor in gradients.items()}
+        _, gradients = torch.func.jvp(torch.func.grad(loss), (parameters,), (fixed,))
+    scores = {name: (parameters[name] * gradients[name]).numpy() for name in masks}
+    return scores if criterion == "grasp" else {name: abs(scores[name]) for name in masks}
 
 
 # One-shot pruning

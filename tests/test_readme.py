@@ -203,7 +203,7 @@ def recipe(small_args, starts, undrawn, monkeypatch):
 
     Returns the settings.
     """
-    for table in ("CRITERIA", "PRUNE_TYPES"):
+    for table in ("CRITERIA", "SCOPES", "PRUNE_TYPES"):
         monkeypatch.setattr(main, table, dict(getattr(main, table)))
 
     def train(after, **flags):
@@ -234,6 +234,16 @@ def test_adding_a_criterion_with_gradients(recipe, starts):
     weights = main.prunable(model)
     scores = {name: (w * w.grad).abs().detach().numpy() for name, w in weights.items()}
     check_masks(scores, before, after, "global", tolerance=1e-7)
+
+
+def test_adding_a_scope(recipe, starts):
+    args = recipe("A scope is a function", prune_scope="floor", prune_percent=99.9)
+    (_, before), (_, after) = starts
+    scores = {name: ticket(args, 0)["final"][name].abs() for name in before}
+    across = main.prune(scores, before, 99.9, "global")
+    assert min(int(mask.sum()) for mask in across.values()) < 100
+    for name, mask in after.items():
+        assert int(mask.sum()) == max(100, int(across[name].sum()))
 
 
 def test_adding_a_prune_type(recipe, starts):
@@ -481,7 +491,7 @@ def test_the_questions_have_valid_commands():
         main.parse_args(flags.split())
     alternatives = re.findall(r", or (`\w+`(?:, `\w+`)*)", section)
     for name in re.findall(r"\w+", " ".join(alternatives)):
-        assert name in {*main.PRUNE_TYPES, *main.CRITERIA}
+        assert name in {*main.PRUNE_TYPES, *main.SCOPES, *main.CRITERIA}
 
 
 def anchors(page):
