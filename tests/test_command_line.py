@@ -27,7 +27,7 @@ QUICK = ("main.py", "--dataset=digits", "--prune_percent=20", "--gpu=cpu")
 def output(tmp_path_factory):
     """The output folder after lt (four rounds), reinit (three) and combine_plots.py.
 
-    The commands are started as from a notebook in an ASCII terminal.
+    The commands are started as from a notebook in an ASCII terminal. Each names the next one.
     """
     folder = tmp_path_factory.mktemp("output")
     with pytest.MonkeyPatch.context() as patch:
@@ -39,14 +39,9 @@ def output(tmp_path_factory):
 
 
 def run_commands(folder):
-    for kind, rounds in (("lt", 4), ("reinit", 3)):
-        flags = (
-            f"--prune_type={kind}",
-            f"--prune_iterations={rounds}",
-            "--end_iter=3",
-            f"--output_dir={folder}",
-        )
-        result = command(*QUICK, *flags)
+    line = [*QUICK, "--prune_iterations=4", "--end_iter=3", f"--output_dir={folder}"]
+    for kind, following in (("lt", "main.py"), ("reinit", "combine_plots.py")):
+        result = command(*line)
         assert result.returncode == 0, result.stderr
         assert "51.20" in result.stdout or kind == "reinit"
         assert re.search(
@@ -54,8 +49,16 @@ def run_commands(folder):
             r"test accuracy \d\d\.\d\d% \(\d\d\.\d\d% at best validation\)",
             result.stderr,
         )
-    result = command("combine_plots.py", f"--output_dir={folder}")
+        *_, figure, following_line = result.stdout.splitlines()
+        assert png_size(Path(figure.removeprefix("figure: ")))
+        line = shlex.split(following_line.removeprefix("next: python3 "))
+        assert line[0] == following
+        if kind == "lt":
+            line.append("--prune_iterations=3")
+    result = command(*line)
     assert (result.returncode, result.stderr) == (0, "")
+    *_, last = result.stdout.splitlines()
+    assert last.startswith("At 64.0% of the weights, reinit, lt's masks: ")
 
 
 def test_the_page_of_files_is_true(output):
@@ -519,18 +522,18 @@ def test_importing_has_no_effects(tmp_path):
 
 
 @needs_linux
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_change_nothing(closed, tmp_path, small_args, undrawn):
+def test_closed_streams_change_nothing(tmp_path, small_args, undrawn):
     args = small_args(prune_iterations=1, end_iter=1)
     main.main(args)
     flags = ["--prune_iterations=1", "--end_iter=1", f"--output_dir={tmp_path}"]
-    for line in (
-        [*QUICK, *flags],
-        ["combine_plots.py", f"--output_dir={tmp_path}", f"--csv={tmp_path / 'table.csv'}"],
+    for closed, *line in (
+        [">&-", *QUICK, *flags],
+        ["<&- >&- 2>&-", *QUICK, *flags, "--overwrite"],
+        ["2>&-", "combine_plots.py", f"--output_dir={tmp_path}", f"--csv={tmp_path}/table.csv"],
     ):
         result = command("-c", CLOSED, closed, *line)
         assert (result.returncode, result.stderr.count("Traceback")) == (0, 0)
-    assert arrays(args) == arrays(main.parse_args([*QUICK[1:], *flags]))
+        assert arrays(args) == arrays(main.parse_args([*QUICK[1:], *flags]))
     assert (tmp_path / "table.csv").read_text().startswith("arch_type,")
 
 
@@ -796,20 +799,6 @@ def test_after_a_control_the_figures_are_next(folder):
     name, *command = shlex.split(following)
     assert (name, command[:2]) == ("next:", ["python3", "combine_plots.py"])
     assert combine_plots.parse_args(command[2:]).output_dir == [folder]
-
-
-def test_the_last_lines_name_the_figure_and_the_next_command(tmp_path):
-    flags = ["--dataset=digits", "--prune_iterations=2", "--end_iter=1", "--gpu=cpu"]
-    flags.append(f"--output_dir={tmp_path}")
-    result = command("main.py", *flags)
-    *_, figure, following = result.stdout.splitlines()
-    assert png_size(Path(figure.removeprefix("figure: ")))
-    program, *flags = shlex.split(following.removeprefix("next: python3 "))
-    assert program == "main.py"
-    main.main(main.parse_args(flags))
-    result = command("combine_plots.py", f"--output_dir={tmp_path}")
-    *_, last = result.stdout.splitlines()
-    assert last.startswith("At 90.0% of the weights, reinit, lt's masks: ")
 
 
 def test_the_time_to_go_follows_from_finished_rounds(small_args, capsys):

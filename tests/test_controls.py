@@ -16,7 +16,6 @@ import combine_plots
 import main
 import utils
 from conftest import (
-    command,
     finished_rounds,
     log_rows,
     same,
@@ -863,11 +862,10 @@ def test_papers_controls_have_the_masks_of_lt(kind, capsys):
         assert args.masks_from is None
 
 
-def test_the_first_line_of_a_run_says_what_paper_sets(tmp_path):
+def test_the_first_line_of_a_run_says_what_paper_sets(tmp_path, capsys):
     flags = ["--dataset=digits", "--max_iter=20", "--prune_iterations=1"]
-    result = command("main.py", "--paper", *flags, f"--output_dir={tmp_path}")
-    assert result.returncode == 0, result.stderr
-    first, *_ = result.stdout.splitlines()
+    main.main(main.parse_args(["--paper", *flags, f"--output_dir={tmp_path}"]))
+    first, *_ = capsys.readouterr().out.splitlines()
     assert first == (
         "--paper sets --optimizer=adam --lr=1.2e-3 --batch_size=60 --eval_iter=100 "
         "--valid_freq=1000 --prune_percent=20 --prune_percent_output=10"

@@ -42,8 +42,23 @@ def run(*flags):
     main.main(main.parse_args(["--end_iter=1", "--gpu=cpu", *flags]))
 
 
-def test_using_a_ticket(scratch, undrawn):
-    run("--dataset=digits", "--prune_percent=20", "--prune_iterations=16")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder saves/ of a run of 16 rounds."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(combine_plots, "draw_run", lambda _: None)
+        run(
+            "--dataset=digits",
+            "--prune_percent=20",
+            "--prune_iterations=16",
+            f"--output_dir={folder}",
+        )
+    return folder / "saves"
+
+
+def test_using_a_ticket(scratch, trained):
+    shutil.copytree(trained, scratch / "saves")
     use = block("python", README, "## Using a ticket")
     use_sparse = block("python", USING, "## Faster on a CPU")
     train = block("python", README, "keeps the pruned weights at zero")
@@ -77,13 +92,10 @@ for name, mask in ticket["masks"].items():
     assert results[1] == pytest.approx(results[0], rel=1e-4)
 
 
-def test_using_a_ticket_in_other_code(scratch, undrawn, tmp_path_factory, monkeypatch):
-    run("--dataset=digits", "--prune_percent=20", "--prune_iterations=16")
-    tickets = scratch / "saves/fc1/digits"
+def test_using_a_ticket_in_other_code(scratch, trained, tmp_path_factory, monkeypatch):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(elsewhere)
-    (elsewhere / "saves/fc1").mkdir(parents=True)
-    tickets.rename(elsewhere / "saves/fc1/digits")
+    shutil.copytree(trained, elsewhere / "saves")
     use = block("python", README, "## Using a ticket")
     path = block("python", USING, "## From another folder")
     path = path.replace("/path/to/this/repository", str(scratch))
@@ -142,7 +154,7 @@ def build(channels, size, classes):
 """
 
 
-def test_using_a_ticket_of_layers_that_share_weights(scratch, monkeypatch):
+def test_using_a_ticket_of_layers_that_share_weights(scratch, undrawn):
     (scratch / "archs/common/shared.py").write_text(SHARED)
     flags = ["--dataset=digits", "--arch_type=shared", "--prune_percent=60"]
     run(*flags, "--prune_iterations=3")
@@ -179,7 +191,7 @@ def test_using_a_ticket_of_layers_that_share_weights(scratch, monkeypatch):
     assert same(torch.load(path, weights_only=True)["masks"], masks)
 
 
-def test_adding_an_architecture(scratch, capsys):
+def test_adding_an_architecture(scratch, undrawn, capsys):
     code = block("python", README, "An architecture is one file")
     (scratch / "archs/common/wide.py").write_text(code)
     run("--dataset=digits", "--arch_type=wide", "--prune_iterations=2")
@@ -253,7 +265,7 @@ def test_adding_a_prune_type(recipe, starts):
         assert torch.equal(tensor, -initial[name] * masks[name] if name in masks else initial[name])
 
 
-def test_adding_a_dataset(scratch):
+def test_adding_a_dataset(scratch, undrawn):
     folder = scratch / "archs/letters"
     folder.mkdir(exist_ok=True)
     (folder / "__init__.py").write_text(block("python", DEVELOPMENT, "A dataset is one folder"))
