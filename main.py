@@ -259,7 +259,7 @@ def evaluation_due(args, iteration, steps, end):
     return rest == 0 and epoch % args.valid_freq == 0
 
 
-# ---- Pruning and resetting -----------------------------------------------------------------------
+# ---- Pruning -------------------------------------------------------------------------------------
 
 
 def prune(scores, masks, percent, scope="layer"):
@@ -278,73 +278,67 @@ def prune(scores, masks, percent, scope="layer"):
     percents = percent if isinstance(percent, dict) else dict.fromkeys(masks, percent)
     candidates = {name: masks[name] for name in masks if percents[name] > 0}
     pruned = dict(masks)
-    for name, count in SCOPES[scope](scores, candidates, percents).items():
-        survivors = int(masks[name].sum())
-        if not 0 <= count <= survivors:
+    for names, count in SCOPES[scope](scores, candidates, percents).items():
+        names = (names,) if isinstance(names, str) else names
+        alive = torch.cat([masks[name].flatten() for name in names])
+        survivors = alive.nonzero().squeeze(1)
+        if not 0 <= count <= len(survivors):
             raise utils.BadInput(
-                f"--prune_scope={scope}: its function keeps {count} of the {survivors} weights of "
-                f"{name}. Let it return numbers from 0 to those that survive"
+                f"--prune_scope={scope}: its function keeps {count} of the {len(survivors)} "
+                f"weights of {', '.join(names)}. Let it return a number of those that survive"
             )
-        pruned[name] = keep_highest(scores[name], masks[name], count)
+        ranked = torch.cat([scores[name].flatten() for name in names])[survivors]
+        lowest = ranked.topk(len(survivors) - count, largest=False, sorted=False).indices
+        alive[survivors[lowest]] = False
+        sizes = [masks[name].numel() for name in names]
+        for name, mask in zip(names, alive.split(sizes), strict=True):
+            pruned[name] = mask.view_as(masks[name])
     return pruned
 
 
-def keep_highest(scores, mask, count):
-    """Return a mask of the `count` survivors of highest score."""
-    survivors = mask.flatten().nonzero().squeeze(1)
-    pruned = len(survivors) - count
-    lowest = scores.flatten()[survivors].topk(pruned, largest=False, sorted=False).indices
-    return mask.flatten().index_fill(0, survivors[lowest], False).view_as(mask)
+# A scope(scores, masks, percents) returns {name: count}: how many weights each layer keeps.
+# With a tuple of names as a key, layers keep so many together, and their scores are compared. It
+# gets the layers whose percentage is not 0. Those that it leaves out stay as they are.
 
 
-# ---- Scopes --------------------------------------------------------------------------------------
-
-# A scope(scores, masks, percents) returns how many weights each layer keeps, {parameter name:
-# count}, of the layers whose percentage is not 0. Layers that it leaves out stay as they are.
-
-
-def layer_counts(scores, masks, percents):
+def layer_scope(scores, masks, percents):
     """Prune the percentage within each layer."""
     return {name: number_kept({name: mask}, percents) for name, mask in masks.items()}
 
 
-def global_counts(scores, masks, percents):
-    """Keep the weights of highest score, whatever their layer."""
-    kept = keep_highest(
-        torch.cat([scores[name].flatten() for name in masks]),
-        torch.cat([mask.flatten() for mask in masks.values()]),
-        number_kept(masks, percents),
-    )
-    parts = kept.split([mask.numel() for mask in masks.values()])
-    return {name: int(part.sum()) for name, part in zip(masks, parts, strict=True)}
+def global_scope(scores, masks, percents):
+    """Prune across layers, those of the lowest scores."""
+    return {tuple(masks): number_kept(masks, percents)}
 
 
-def erk_counts(scores, masks, percents):
-    """Keep as many weights as global_counts does, in proportion to the sum of a layer's dimensions.
+def erk_scope(scores, masks, percents):
+    """Prune as many weights as global_scope does, to Erdős-Rényi-kernel densities.
 
-    These are Erdős-Rényi-kernel densities. Layers that would keep more than their survivors keep
-    them all, and the others share the rest.
+    What a layer keeps is in proportion to the sum of its dimensions. Layers that would keep more
+    than their survivors keep them all, and the others share the rest.
 
     U. Evci, T. Gale, J. Menick, P. S. Castro and E. Elsen, "Rigging the Lottery: Making All Tickets
     Winners", ICML 2020.
     """
+    left = number_kept(masks, percents)
     survivors = {name: int(mask.sum()) for name, mask in masks.items()}
-    parts = {name: sum(mask.shape) for name, mask in masks.items()}
-    counts = {}
+    shares = {name: sum(mask.shape) for name, mask in masks.items()}
+    full = set()
     while True:
-        rest = number_kept(masks, percents) - sum(counts.values())
-        others = [name for name in masks if name not in counts]
-        all_parts = sum(parts[name] for name in others)
-        full = [name for name in others if rest * parts[name] > survivors[name] * all_parts]
-        if not full:
+        rest = left - sum(survivors[name] for name in full)
+        others = [name for name in masks if name not in full]
+        total = sum(shares[name] for name in others)
+        # Whole numbers are compared: rounding errors could change which layers are full.
+        more = {name for name in others if rest * shares[name] > survivors[name] * total}
+        if not more:
             break
-        counts |= {name: survivors[name] for name in full}
+        full |= more
 
-    # The largest remainders are rounded up.
-    quotients = {name: divmod(rest * parts[name], all_parts) for name in others}
+    quotients = {name: divmod(rest * shares[name], total) for name in others}
+    counts = {name: survivors[name] for name in full}
     counts |= {name: quotients[name][0] for name in others}
-    missing = rest - sum(quotients[name][0] for name in others)
-    for name in sorted(others, key=lambda name: -quotients[name][1])[:missing]:
+    by_remainder = sorted(others, key=lambda name: quotients[name][1], reverse=True)
+    for name in by_remainder[: left - sum(counts.values())]:
         counts[name] += 1
     return counts
 
@@ -366,10 +360,10 @@ def count_to_prune(survivors_by_rate):
     return round(sum(rate / 100 * n for rate, n in survivors_by_rate.items()))
 
 
-SCOPES = {"layer": layer_counts, "global": global_counts, "erk": erk_counts}
+SCOPES = {"layer": layer_scope, "global": global_scope, "erk": erk_scope}
 
 
-# ---- Masks ---------------------------------------------------------------------------------------
+# ---- Masks and resetting -------------------------------------------------------------------------
 
 
 def layer_percents(args, model, output):
@@ -748,9 +742,9 @@ def snip(args, model, initial, masks, data):
 def grasp(args, model, initial, masks, data):
     """Score weights by w * Hg, where g and H are gradient and Hessian of the network's loss.
 
-    Without the weights of the lowest scores, the gradient becomes longest. The loss is the mean
-    over ten training examples of each class, or fewer if there are not as many. The seed chooses
-    them. They come in batches of at most 100. As in the authors' code, logits are divided by 200.
+    Pruning the weights of the lowest scores makes the gradient longest. The loss is the mean over
+    ten training examples of each class, or fewer if there are not as many. The seed chooses them.
+    They come in batches of at most 100. As in the authors' code, the logits are divided by 200.
 
     C. Wang, G. Zhang and R. Grosse, "Picking Winning Tickets Before Training by Preserving Gradient
     Flow", ICLR 2020.
@@ -1814,14 +1808,14 @@ def last_survivors(args, weights, percents):
     """
     scope = SCOPES[args.prune_scope]
     rates = set(filter(None, percents.values()))
-    follows = scope in (global_counts, erk_counts) and len(rates) == 1 and not args.tickets_from
-    if scope is not layer_counts and not follows:
+    follows = scope in (global_scope, erk_scope) and len(rates) == 1 and not args.tickets_from
+    if scope is not layer_scope and not follows:
         return None
     if args.connect_to and args.tickets_from:
         return None
     groups = Counter()
     for name, weight in weights.items():
-        layer = name if scope is layer_counts else None
+        layer = name if scope is layer_scope else None
         groups[layer, percents[name]] += weight.numel()
     remaining = 0
     for (_, percent), n in groups.items():

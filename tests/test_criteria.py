@@ -399,9 +399,19 @@ class WithOnce(nn.Linear):
         return Once.apply(super().forward(x))
 
 
+class Attention(nn.Linear):
+    def forward(self, x):
+        x = super().forward(x).view(-1, 1, 5, 2)
+        return F.scaled_dot_product_attention(x, x, x).flatten(1)
+
+
 @pytest.mark.parametrize(
     ("layer", "criterion", "reason"),
-    [(WithOnce, "grasp", "differentiate twice"), *((Single, name, "dtype") for name in BEFORE)],
+    [
+        (WithOnce, "grasp", "differentiate twice"),
+        (Attention, "grasp", "scaled_dot_product.*not implemented"),
+        *((Single, name, "dtype") for name in BEFORE),
+    ],
 )
 def test_networks_that_cannot_be_scored_are_refused_before_training(
     layer, criterion, reason, small_args, monkeypatch
@@ -414,6 +424,17 @@ def test_networks_that_cannot_be_scored_are_refused_before_training(
     match = f"^--criterion={criterion} cannot score fc1: .*{reason}.*Use another criterion$"
     with pytest.raises(utils.BadInput, match=match):
         main.main(small_args(criterion=criterion, overwrite=True))
+
+
+@pytest.mark.parametrize("criterion", BEFORE)
+def test_scores_before_training_are_precise_with_amp(criterion, small_args, monkeypatch):
+    monkeypatch.setattr(archs, "build", small_network)
+    found = []
+    for flags in ({}, {"amp": True}):
+        args = small_args(criterion=criterion, **flags)
+        found.append(score(args, main.new_state(args, main.new_model(args, 0)), small_data(480)))
+        assert all(tensor.dtype == torch.float64 for tensor in found[-1].values())
+    assert same(*found)
 
 
 def test_snip_needs_no_second_derivatives(small_args, monkeypatch):

@@ -152,7 +152,7 @@ def test_erk_densities_of_the_papers_networks(dataset, arch_type, percent):
     shapes = {name: tuple(weight.shape) for name, weight in main.prunable(model).items()}
     sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
     percents = dict.fromkeys(shapes, 100 - percent)
-    counts = main.SCOPES["erk"](None, dense(model), percents)
+    counts = main.erk_scope(None, dense(model), percents)
 
     expected = erk_densities(shapes, percent / 100)
     total = sum(sizes.values())
@@ -167,20 +167,23 @@ def test_erk_by_hand():
     """Shapes (4, 2), (4, 4), (2, 4) have the shares 6, 8 and 6 of what is left."""
     shapes = {"a": (4, 2), "b": (4, 4), "c": (2, 4)}
     masks = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
-    erk = main.SCOPES["erk"]
     # Of 32 weights, 20 remain.
-    assert erk(None, masks, dict.fromkeys(masks, 37.5)) == {"a": 6, "b": 8, "c": 6}
+    assert main.erk_scope(None, masks, dict.fromkeys(masks, 37.5)) == {"a": 6, "b": 8, "c": 6}
     # 30 would be 9, 12, 9, so a and c stay dense, and b gets 14.
-    assert erk(None, masks, dict.fromkeys(masks, 6.25)) == {"a": 8, "b": 14, "c": 8}
+    assert main.erk_scope(None, masks, dict.fromkeys(masks, 6.25)) == {"a": 8, "b": 14, "c": 8}
     # 10 would be 3, 4, 3, but a has only 2 left. The others share 8, which is 4.57 and 3.43.
     masks["a"] = torch.zeros(4, 2, dtype=torch.bool)
     masks["a"].view(-1)[:2] = True
-    assert erk(None, masks, dict.fromkeys(masks, 100 * 16 / 26)) == {"a": 2, "b": 5, "c": 3}
+    assert main.erk_scope(None, masks, dict.fromkeys(masks, 100 * 16 / 26)) == {
+        "a": 2,
+        "b": 5,
+        "c": 3,
+    }
     # Two rates: 24 and 8 weights lose 25% and 50%, so 22 remain. A rate of 0 leaves a layer out.
     masks["a"] = torch.ones(4, 2, dtype=torch.bool)
-    assert erk(None, masks, {"a": 50, "b": 25, "c": 25}) == {"a": 7, "b": 9, "c": 6}
+    assert main.erk_scope(None, masks, {"a": 50, "b": 25, "c": 25}) == {"a": 7, "b": 9, "c": 6}
     del masks["c"]
-    assert erk(None, masks, {"a": 50, "b": 50}) == {"a": 5, "b": 7}
+    assert main.erk_scope(None, masks, {"a": 50, "b": 50}) == {"a": 5, "b": 7}
 
 
 @settings(deadline=None)
@@ -190,7 +193,7 @@ def test_erk_shares_what_is_left_in_proportion_in_every_round(network, rates):
     scores, masks = network
     shares = {name: sum(mask.shape) for name, mask in masks.items()}
     for percent in rates:
-        counts = main.SCOPES["erk"](scores, masks, dict.fromkeys(masks, percent))
+        counts = main.erk_scope(scores, masks, dict.fromkeys(masks, percent))
         survivors = {name: int(mask.sum()) for name, mask in masks.items()}
         assert counts.keys() == masks.keys()
         smaller = [name for name in masks if counts[name] < survivors[name]]
@@ -233,8 +236,9 @@ def test_layers_that_a_scope_leaves_out_stay_as_they_are(scopes):
 
 @pytest.mark.parametrize("count", [-1, 3])
 def test_impossible_counts_of_a_scope_are_refused(count, scopes):
-    scopes["wrong"] = lambda scores, masks, percents: {"a": count}
-    masks = {"a": torch.tensor([True, True, False])}
-    message = f"--prune_scope=wrong: its function keeps {count} of the 2 weights of a"
+    scopes["wrong"] = lambda scores, masks, percents: {("a", "b"): count}
+    masks = {name: torch.tensor([True, False]) for name in "ab"}
+    scores = {name: torch.arange(2.0) for name in "ab"}
+    message = f"--prune_scope=wrong: its function keeps {count} of the 2 weights of a, b"
     with pytest.raises(utils.BadInput, match=message):
-        main.prune({"a": torch.arange(3.0)}, masks, 50, "wrong")
+        main.prune(scores, masks, 50, "wrong")
