@@ -335,7 +335,7 @@ def test_grasp_uses_ten_training_examples_of_each_class_that_the_seed_chooses(
         labels = data.train[1][places]
         assert len(set(places.tolist())) == len(places), "an example was used twice"
         assert labels.bincount().tolist() == [10] * classes
-        assert len(labels[:100].unique()) > 9, "batches should have many classes"
+        assert len(labels[:100].unique()) > classes / 2, "batches are sorted by class"
 
         images = data.normalize(data.train[0][places]).numpy()
         expected = grasp_by_hand(main.new_model(args, 0).state_dict(), images, labels.numpy())
