@@ -599,19 +599,22 @@ def reference(criterion, args, state, masks, data):
         images, labels = (tensor[order[:1000]] for tensor in data.train)
         x = data.normalize(images).flatten(1).double()
 
-    def loss(parameters):
-        w1, b1, w2, b2, w3, b3 = parameters.values()
+    def loss(*weights):
+        w1, w2, w3 = weights
+        b1, b2, b3 = (parameters[f"{name}.bias"] for name in (1, 3, 5))
         logits = F.relu(F.relu(x @ w1.T + b1) @ w2.T + b2) @ w3.T + b3
         if criterion == "synflow":
             return logits.sum()
         return F.cross_entropy(logits / (200 if criterion == "grasp" else 1), labels)
 
-    gradients = torch.func.grad(loss)(parameters)
-    if criterion == "grasp":  # forward over reverse, of the weights only
-        fixed = {name: tensor * (name in masks) for name, tensor in gradients.items()}
-        _, gradients = torch.func.jvp(torch.func.grad(loss), (parameters,), (fixed,))
-    scores = {name: (parameters[name] * gradients[name]).numpy() for name in masks}
-    return scores if criterion == "grasp" else {name: abs(scores[name]) for name in masks}
+    weights = tuple(parameters[name] for name in masks)
+    factors = torch.autograd.functional.jacobian(loss, weights)
+    if criterion == "grasp":
+        _, factors = torch.autograd.functional.vhp(loss, weights, factors)
+    scores = [(w * factor).numpy() for w, factor in zip(weights, factors, strict=True)]
+    if criterion != "grasp":
+        scores = map(abs, scores)
+    return dict(zip(masks, scores, strict=True))
 
 
 # One-shot pruning
