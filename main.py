@@ -172,7 +172,7 @@ def prepare(args, runs, model, device):
             check_shared(run, first_model(run, device))
     check_training(args, state, data)
     if not runs[0].source:
-        check_criterion(args, state, data)
+        check_criterion(runs[0], state, data)
     reset(args, state, state.masks)  # a rehearsal: it raises if the prune type's function is wrong
     if args.connect_to:
         check_reset(args, state)
@@ -272,23 +272,30 @@ def prune(scores, masks, percent, scope="layer"):
         scope: one of SCOPES, which says how many weights each layer keeps.
 
     The count decides, never a threshold, so ties cannot remove more. Pruned weights are not
-    candidates, so masks are nested. The arguments are not changed. Raises utils.BadInput if a scope
-    counts more weights than there are.
+    candidates, so masks are nested. The arguments are not changed. Raises utils.Failure if a scope
+    returns impossible counts.
     """
     percents = percent if isinstance(percent, dict) else dict.fromkeys(masks, percent)
     candidates = {name: masks[name] for name in masks if percents[name] > 0}
     pruned = dict(masks)
     for names, count in SCOPES[scope](scores, candidates, percents).items():
         names = (names,) if isinstance(names, str) else names
+        for name in names:
+            if candidates.pop(name, None) is None:
+                raise utils.Failure(
+                    f"--prune_scope={scope}: its function names {name} twice, or it is no layer "
+                    "that is pruned. Correct it, and run the same command to resume"
+                )
         alive = torch.cat([masks[name].flatten() for name in names])
         survivors = alive.nonzero().squeeze(1)
-        if not 0 <= count <= len(survivors):
-            raise utils.BadInput(
+        if not 0 <= count <= len(survivors) or count != int(count):
+            raise utils.Failure(
                 f"--prune_scope={scope}: its function keeps {count} of the {len(survivors)} "
-                f"weights of {', '.join(names)}. Let it return a number of those that survive"
+                f"survivors of {', '.join(names)}. Let it return a whole number of them, and run "
+                "the same command to resume"
             )
         ranked = torch.cat([scores[name].flatten() for name in names])[survivors]
-        lowest = ranked.topk(len(survivors) - count, largest=False, sorted=False).indices
+        lowest = ranked.topk(len(survivors) - int(count), largest=False, sorted=False).indices
         alive[survivors[lowest]] = False
         sizes = [masks[name].numel() for name in names]
         for name, mask in zip(names, alive.split(sizes), strict=True):
@@ -402,10 +409,11 @@ def layer_percents(args, model, output):
             percents[name] = args.prune_percent
     masks = dense_masks(model)
     if any(percents.values()):
-        masks = prune(weights, masks, percents, args.prune_scope)
+        magnitudes = {name: weight.detach().abs() for name, weight in weights.items()}
+        masks = prune(magnitudes, masks, percents, args.prune_scope)
     if all(mask.all() for mask in masks.values()):
         raise utils.BadInput(
-            f"nothing of {args.arch_type} would be pruned: "
+            f"nothing of {args.arch_type} would be pruned by --prune_scope={args.prune_scope}: "
             "it has no convolution or linear layer, or the percentages are too small"
         )
     return percents
@@ -648,7 +656,7 @@ def score_weights(run, state, data):
 def apply_criterion(args, state, weights, initial, data):
     """Return the scores of the network with these weights, {parameter name: tensor}.
 
-    `weights` and `initial` are state dicts. Raises utils.BadInput if a layer has no scores.
+    `weights` and `initial` are state dicts. Raises utils.Failure if a layer has no scores.
     """
     model = new_model(args, 0, data.device)
     model.load_state_dict(weights)
@@ -658,10 +666,10 @@ def apply_criterion(args, state, weights, initial, data):
     for name, mask in state.masks.items():
         found = scores.get(name) if isinstance(scores, dict) else None
         if not isinstance(found, torch.Tensor) or found.shape != mask.shape:
-            raise utils.BadInput(
+            raise utils.Failure(
                 f"--criterion={args.criterion}: its function returns no scores of shape "
                 f"{tuple(mask.shape)} for {name}. Let it return {{name: tensor}} for all names in "
-                "masks"
+                "masks, and run the same command to resume"
             )
     return scores
 
@@ -1187,15 +1195,20 @@ def check_training(args, state, data):
         )
 
 
-def check_criterion(args, state, data):
-    """Score the network before training, by two examples, and forget the scores.
+def check_criterion(run, state, data):
+    """Score the network before training, and forget the scores.
 
-    Raises utils.BadInput if `--criterion` cannot score it. For example, some layers have no second
-    derivatives, and some networks cannot compute in double precision.
+    Raises utils.BadInput if `--criterion` cannot score it: some layers have no second derivatives,
+    for example, and some networks cannot compute in double precision. Raises utils.Failure if the
+    scores cannot be used.
     """
-    few = dataclasses.replace(data, train=tuple(part[:2] for part in data.train))
+    args = run.args
+    data = hold_out(args, data)
     try:
-        apply_criterion(args, state, state.initial, state.start, few)
+        if CRITERIA[args.criterion].before_training:
+            score_weights(run, state, data)
+        else:
+            apply_criterion(args, state, state.initial, state.start, data)
     except (RuntimeError, ValueError) as error:
         if utils.out_of_memory(error):
             raise

@@ -151,7 +151,7 @@ def test_missing_scores_are_an_error_before_training(scores, small_args, monkeyp
     name = "3" if scores and isinstance(scores["1.weight"], torch.Tensor) else "1"
     monkeypatch.setattr(main, "train", None)
     match = rf"no scores of shape .* for {name}\.weight\. Let it return"
-    with pytest.raises(utils.BadInput, match=match):
+    with pytest.raises(utils.Failure, match=match):
         main.main(args)
 
 
@@ -435,6 +435,34 @@ def test_scores_before_training_are_precise_with_amp(criterion, small_args, monk
         found.append(score(args, main.new_state(args, main.new_model(args, 0)), small_data(480)))
         assert all(tensor.dtype == torch.float64 for tensor in found[-1].values())
     assert same(*found)
+
+
+def test_scores_before_training_that_are_not_finite_are_an_error_before_training(
+    small_args, monkeypatch
+):
+    """As of a network whose second derivatives are 0 times infinity."""
+
+    class Power(nn.Linear):
+        def forward(self, x):
+            return (super().forward(x).relu() * 0).pow(1.5)
+
+    monkeypatch.setattr(archs, "build", lambda *_: nn.Sequential(nn.Flatten(), Power(784, 10)))
+    monkeypatch.setattr(main, "experiment", None)
+    match = r"--criterion=grasp: a score of 1\.weight is not finite in round 0"
+    with pytest.raises(utils.Failure, match=match):
+        main.main(small_args(criterion="grasp"))
+
+
+def test_a_criterion_is_tried_before_training_with_all_examples(small_args, monkeypatch):
+    seen = []
+
+    def score(args, model, initial, masks, data):
+        seen.append([len(part[1]) for part in (data.train, data.val, data.test)])
+        return {name: torch.rand(mask.shape) for name, mask in masks.items()}
+
+    monkeypatch.setitem(main.CRITERIA, "magnitude", main.Criterion("", score))
+    main.main(small_args(end_iter=1, prune_iterations=2))
+    assert seen == [[1237, 200, 360]] * 2
 
 
 def test_snip_needs_no_second_derivatives(small_args, monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -115,6 +116,13 @@ def test_all_weights_can_be_pruned(scope):
 # How many weights each layer keeps
 
 
+@pytest.fixture
+def scopes(monkeypatch):
+    """A copy of the table of scopes, which a test may add to."""
+    monkeypatch.setattr(main, "SCOPES", dict(main.SCOPES))
+    return main.SCOPES
+
+
 def dense(model):
     """Return masks that keep everything; without tensors of that size."""
     return {
@@ -205,6 +213,24 @@ def test_erk_shares_what_is_left_in_proportion_in_every_round(network, rates):
         masks = main.prune(scores, masks, percent, "erk")
 
 
+@pytest.mark.parametrize("names", [("b",), ("a", "a"), ("a", ("a",)), ("a", "frozen")])
+def test_a_scope_names_each_layer_once(names, scopes):
+    scopes["wrong"] = lambda scores, masks, percents: dict.fromkeys(names, 1)
+    scopes["together"] = lambda scores, masks, percents: {names: 1}
+    masks = {name: torch.ones(2) > 0 for name in ("a", "frozen")}
+    percents = {"a": 50, "frozen": 0}
+    scope = "together" if names == ("a", "a") else "wrong"
+    with pytest.raises(utils.Failure, match=r"names (a|b|frozen) twice, or it is no layer that"):
+        main.prune({name: torch.rand(2) for name in masks}, masks, percents, scope)
+
+
+@pytest.mark.parametrize("count", [2, 2.0, np.int64(2), torch.tensor(2)])
+def test_any_whole_number_is_a_count(count, scopes):
+    scopes["two"] = lambda scores, masks, percents: {"a": count}
+    pruned = main.prune({"a": torch.arange(4.0)}, {"a": torch.ones(4) > 0}, 50, "two")
+    assert pruned["a"].tolist() == [False, False, True, True]
+
+
 def test_different_rates_set_the_total_of_erk_as_of_global():
     shapes = {"a": (30, 7), "b": (11, 13), "c": (5, 30)}
     masks = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
@@ -217,13 +243,6 @@ def test_different_rates_set_the_total_of_erk_as_of_global():
         masks = left[1]
 
 
-@pytest.fixture
-def scopes(monkeypatch):
-    """A copy of the table of scopes, which a test may add to."""
-    monkeypatch.setattr(main, "SCOPES", dict(main.SCOPES))
-    return main.SCOPES
-
-
 def test_layers_that_a_scope_leaves_out_stay_as_they_are(scopes):
     scopes["first"] = lambda scores, masks, percents: {"a": 1}
     masks = {name: torch.tensor([True, True, False]) for name in "ab"}
@@ -233,11 +252,11 @@ def test_layers_that_a_scope_leaves_out_stay_as_they_are(scopes):
     assert torch.equal(pruned["b"], before["b"])
 
 
-@pytest.mark.parametrize("count", [-1, 3])
+@pytest.mark.parametrize("count", [-1, 3, 0.5])
 def test_impossible_counts_of_a_scope_are_refused(count, scopes):
     scopes["wrong"] = lambda scores, masks, percents: {("a", "b"): count}
     masks = {name: torch.tensor([True, False]) for name in "ab"}
     scores = {name: torch.arange(2.0) for name in "ab"}
-    message = f"--prune_scope=wrong: its function keeps {count} of the 2 weights of a, b"
-    with pytest.raises(utils.BadInput, match=message):
+    message = f"--prune_scope=wrong: its function keeps {count} of the 2 survivors of a, b"
+    with pytest.raises(utils.Failure, match=message):
         main.prune(scores, masks, 50, "wrong")
