@@ -278,29 +278,43 @@ def prune(scores, masks, percent, scope="layer"):
     percents = percent if isinstance(percent, dict) else dict.fromkeys(masks, percent)
     candidates = {name: masks[name] for name in masks if percents[name] > 0}
     pruned = dict(masks)
-    for names, count in SCOPES[scope](scores, candidates, percents).items():
-        names = (names,) if isinstance(names, str) else names
-        for name in names:
-            if candidates.pop(name, None) is None:
-                raise utils.Failure(
-                    f"--prune_scope={scope}: its function names {name} twice, or it is no layer "
-                    "that is pruned. Correct it, and run the same command to resume"
-                )
+    for names, count in groups_of_layers(scope, scores, candidates, percents):
         alive = torch.cat([masks[name].flatten() for name in names])
         survivors = alive.nonzero().squeeze(1)
-        if not 0 <= count <= len(survivors) or count != int(count):
-            raise utils.Failure(
-                f"--prune_scope={scope}: its function keeps {count} of the {len(survivors)} "
-                f"survivors of {', '.join(names)}. Let it return a whole number of them, and run "
-                "the same command to resume"
-            )
         ranked = torch.cat([scores[name].flatten() for name in names])[survivors]
-        lowest = ranked.topk(len(survivors) - int(count), largest=False, sorted=False).indices
+        lowest = ranked.topk(len(survivors) - count, largest=False, sorted=False).indices
         alive[survivors[lowest]] = False
         sizes = [masks[name].numel() for name in names]
         for name, mask in zip(names, alive.split(sizes), strict=True):
             pruned[name] = mask.view_as(masks[name])
     return pruned
+
+
+def groups_of_layers(scope, scores, masks, percents):
+    """Return the layers that are compared, and how many weights they keep: [(names, count), ...].
+
+    Raises utils.Failure if the function of a scope returns something impossible.
+    """
+    groups = []
+    known = set(masks)
+    for names, count in SCOPES[scope](scores, masks, percents).items():
+        names = (names,) if isinstance(names, str) else names
+        for name in names:
+            if name not in known:
+                raise utils.Failure(
+                    f"--prune_scope={scope}: its function names {name} twice, or it is no layer "
+                    "that is pruned. Correct it, and run the same command to resume"
+                )
+            known.remove(name)
+        survivors = sum(int(masks[name].sum()) for name in names)
+        if not 0 <= count <= survivors or count != int(count):
+            raise utils.Failure(
+                f"--prune_scope={scope}: its function keeps {count} of the {survivors} survivors "
+                f"of {', '.join(names)}. Let it return a whole number of them, and run the same "
+                "command to resume"
+            )
+        groups.append((names, int(count)))
+    return groups
 
 
 # A scope(scores, masks, percents) returns {name: count}: how many weights each layer keeps.

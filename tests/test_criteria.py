@@ -568,7 +568,7 @@ def test_scoring_leaves_no_trace(path, round_, small_args, monkeypatch):
 def test_all_architectures_can_be_scored_before_training(arch_type, criterion, small_args):
     args = small_args(arch_type=arch_type, criterion=criterion)
     state = main.new_state(args, main.new_model(args, 0))
-    found = score(args, state, small_data(16))
+    found = score(args, state, small_data(8))
     assert list(found) == list(main.prunable(state.model))
     scored = {name: (tensor != 0).double().mean() for name, tensor in found.items()}
     if arch_type == "lenet5" and criterion == "synflow":

@@ -561,6 +561,12 @@ MEASURED = [
         "mnist_fc1_criteria.csv",
         [{"percent": percent, "column": "bestaccuracy"} for percent in (100, 21.0, 10.7, 5.5)],
     ),
+    (
+        "docs/results.md",
+        "## How many weights each layer keeps",
+        "mnist_fc1_scopes.csv",
+        [{"percent": percent, "column": "bestaccuracy"} for percent in (100, 21.0, 10.7, 5.5)],
+    ),
     *(
         (
             "docs/results.md",
