@@ -145,14 +145,27 @@ def test_scores_that_are_not_finite_are_an_error(value, small_args, monkeypatch)
         {"1.weight": torch.rand(300, 784)},
     ],
 )
-def test_missing_scores_are_an_error_before_training(scores, small_args, monkeypatch):
+def test_missing_scores_are_an_error_before_training_and_the_run_resumes(
+    scores, small_args, monkeypatch
+):
+    """Or later, if the function returns them only at first."""
     args = small_args(prune_iterations=2)
-    monkeypatch.setitem(main.CRITERIA, "magnitude", main.Criterion("", lambda *_: scores))
     name = "3" if scores and isinstance(scores["1.weight"], torch.Tensor) else "1"
-    monkeypatch.setattr(main, "train", None)
-    match = rf"no scores of shape .* for {name}\.weight\. Let it return"
-    with pytest.raises(utils.Failure, match=match):
-        main.main(args)
+    match = rf"no scores of shape .* for {name}\.weight\. Let it return .* command to resume"
+    for good in (0, 1):  # calls, of which the first is before training
+        calls = itertools.count()
+
+        def score(args, model, initial, masks, data, calls=calls, good=good):
+            return (
+                main.magnitude(args, model, initial, masks, data) if next(calls) < good else scores
+            )
+
+        with monkeypatch.context() as patch, pytest.raises(utils.Failure, match=match):
+            patch.setitem(main.CRITERIA, "magnitude", main.Criterion("", score))
+            main.main(args)
+        assert finished_rounds(args) == good
+    main.main(args)
+    assert finished_rounds(args) == 2
 
 
 def test_scores_of_pruned_weights_do_not_matter(small_args, monkeypatch):

@@ -54,9 +54,9 @@ def run(args, **changes):
 
 @needs_linux
 def test_runs_killed_at_random_moments_end_as_if_undisturbed():
-    result = command("tests/kill_loop.py", "--kills=4", timeout=400)
+    result = command("tests/kill_loop.py", "--kills=6", timeout=400)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "4 kills" in result.stdout
+    assert "6 kills" in result.stdout
 
 
 def contents(args):
