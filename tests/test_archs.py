@@ -51,7 +51,7 @@ def test_logits_have_the_shape_of_the_dataset(dataset, arch_type):
     assert archs.build(dataset, arch_type)(images).shape == (2, facts.CLASSES)
 
 
-@pytest.mark.parametrize(("dataset", "arch_type"), pairs())
+@pytest.mark.parametrize(("dataset", "arch_type"), pairs("CHANNELS", "SIZE"))
 def test_train_prune_reset_train(dataset, arch_type, small_args, train_round):
     facts = archs.facts(dataset)
     args = small_args(dataset=dataset, arch_type=arch_type, batch_size=4, end_iter=1)
