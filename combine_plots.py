@@ -793,19 +793,22 @@ def difference_text(row, name):
 def draw_run(files):
     """Draw the figure over all rounds of a run, and the figures of single rounds if missing."""
     runs, log = read_runs([files])
+    settings = read_settings(files).get("settings", {})
+    smoothed = settings.get("label_smoothing", "0.0") != "0.0"
     for round_, curve in zip(runs["round"], runs["curve"], strict=True):
         path = files.figure(f"LossVsAccuracy_{round_}")
         if not path.exists():
             title = f"{curve}, {files.title}, round {round_}"
-            draw_round(path, log[log["round"] == round_], title)
+            draw_round(path, log[log["round"] == round_], title, smoothed)
     path = files.figure("AccuracyVsWeights")
     plot_columns(path, summary(runs, None), ["bestaccuracy"], files.title)
 
 
-def draw_round(path, rows, title):
+def draw_round(path, rows, title, smoothed=False):
     """Draw the losses and accuracies of a round, given its evaluations.
 
-    Marks show the ones that are reported.
+    Marks show the ones that are reported. `smoothed` says whether the training loss has smoothed
+    labels, so that it cannot be compared with the validation loss.
     """
     best = pd.Series(utils.best(rows.to_dict("records")))
     early_stop = rows.loc[rows["val_loss"].idxmin()]
@@ -818,7 +821,7 @@ def draw_round(path, rows, title):
 
     with figure(path, title, rows=2) as (above, below):
         for axes, points, name, label, style in (
-            (above, epochs, "train_loss", "training", "C7:"),
+            (above, epochs, "train_loss", f"training{', smoothed labels' * smoothed}", "C7:"),
             (above, rows, "val_loss", "validation", "C1--"),
             (below, rows, "val_accuracy", "validation", "C1--"),
             (below, rows, "test_accuracy", "test", "C0-"),

@@ -20,6 +20,7 @@ import argparse
 import bisect
 import copy
 import dataclasses
+import fnmatch
 import math
 import os
 import random
@@ -42,6 +43,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -125,11 +127,15 @@ def new_run(args, model):
     cannot be used.
     """
     network = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # addresses differ between processes
-    settings = vars(args) | {"network": network}
+    rates = [
+        f"{pattern}:{float(percent)}"
+        for pattern, percent in archs.layer_rates(args.dataset, args.arch_type).items()
+    ]
+    settings = vars(args) | {"network": network, "PRUNE_PERCENT": rates}
     run = utils.Run(
         args,
         settings,
-        defaults(args),
+        defaults(args) | {"PRUNE_PERCENT": []},
         refused(args.prune_type),
         CRITERIA[args.criterion].before_training,
     )
@@ -390,8 +396,9 @@ SCOPES = {"layer": layer_scope, "global": global_scope, "erk": erk_scope}
 def layer_percents(args, model, output):
     """Return the percentage that each round prunes of each layer, {parameter name: percent}.
 
-    `output` is the output layer, or None. Raises utils.BadInput if the layers that a rate is for
-    cannot be found, or if nothing would be pruned.
+    Percentages in the architecture's file count before those of flags. `output` is the output
+    layer, or None. Raises utils.BadInput if the layers that a rate is for cannot be found, or if
+    nothing would be pruned.
     """
     weights = prunable(model)
     others = {args.prune_percent, args.prune_percent_conv, args.prune_percent_downsample}
@@ -421,6 +428,15 @@ def layer_percents(args, model, output):
             percents[name] = args.prune_percent_conv
         else:
             percents[name] = args.prune_percent
+    for pattern, percent in archs.layer_rates(args.dataset, args.arch_type).items():
+        matched = fnmatch.filter(weights, pattern)
+        if not matched:
+            raise bad_network(
+                args,
+                f"PRUNE_PERCENT: {pattern!r} matches none of the weights that can be pruned, which "
+                f"are {', '.join(weights)}",
+            )
+        percents |= dict.fromkeys(matched, float(percent))
     masks = dense_masks(model)
     if any(percents.values()):
         magnitudes = {name: weight.detach().abs() for name, weight in weights.items()}
@@ -1384,7 +1400,8 @@ class Step:
         if self.args.augment:
             x = augment(x)
         logits = forward(self.args, self.state.model, self.data, x)
-        loss = F.cross_entropy(logits, labels.index_select(0, batch))
+        targets = labels.index_select(0, batch)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.args.label_smoothing)
 
         for parameter in self.parameters:
             parameter.grad = None
@@ -1567,20 +1584,27 @@ def forward(args, model, data, images):
 
 
 def learning_rate(args, round_, iteration, end):
-    """Return the rate after `iteration` of `end` iterations: linear warm-up, drops at milestones.
+    """Return the rate after `iteration` of `end` iterations: a linear warm-up, then the schedule.
 
-    After the first round, finetune uses the last rate of this schedule only.
+    This is a cosine from `--lr` to 0, or has drops at milestones. After the first round, finetune
+    uses its last rate only.
+
+    I. Loshchilov and F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017,
+    is the source of the cosine.
     """
     if round_ and args.prune_type == "finetune":
         iteration = end - 1
     rate = args.lr
-    if args.warmup_iter:
-        rate *= min(1, (iteration + 1) / args.warmup_iter)
+    after_warmup = iteration - args.warmup_iter
+    if after_warmup < 0:
+        rate *= (iteration + 1) / args.warmup_iter
+    elif args.lr_schedule == "cosine":
+        rate *= (1 + math.cos(math.pi * after_warmup / (end - args.warmup_iter))) / 2
     return rate * args.lr_gamma ** bisect.bisect(args.lr_milestones, iteration)
 
 
 def update(args, parameters, optimizer_state, lr):
-    """Take one step of Adam or SGD along the gradients, with torch.optim's functions.
+    """Take one step of Adam, AdamW or SGD along the gradients, with torch.optim's functions.
 
     Its classes compute the same, but their bookkeeping makes this half as slow again for a small
     network. Parameters without a gradient stay as they are, as with the classes.
@@ -1605,11 +1629,12 @@ def update(args, parameters, optimizer_state, lr):
             optimizer_state["momentum"],
             momentum=args.momentum,
             dampening=0,
-            nesterov=False,
+            nesterov=args.nesterov,
             **settings,
         )
     else:
-        adam(
+        function = {"adam": adam, "adamw": adamw}[args.optimizer]
+        function(
             parameters,
             gradients,
             optimizer_state["average"],
@@ -1793,6 +1818,11 @@ def describe_run(args, model, percents, data, trials):
             f"({100 * (remaining + parameters - total) / parameters:.2f}% of all parameters)"
         )
 
+    if set(percents.values()) != {args.prune_percent} and not args.tickets_from:
+        rates = ", ".join(f"{name} {percent:g}%" for name, percent in percents.items())
+        lines.append(f"pruning rates: {rates}")
+    if args.optimizer == "adamw" and args.weight_decay == 0:
+        lines.append("--optimizer=adamw without --weight_decay is the same as adam")
     if args.val_size == 0:
         lines.append("--val_size=0: the best evaluation is selected on the test set")
     others = []
@@ -1911,12 +1941,7 @@ def parse_args(argv=None):
         )
     if args.seed + args.trials > SEEDS:
         parser.error(f"--trials={args.trials} needs seeds beyond {SEEDS - 1}")
-    constant_rate = not args.lr_milestones and args.warmup_iter <= 1
-    if args.prune_type == "finetune" and constant_rate:
-        parser.error(
-            "--prune_type=finetune equals lr_rewind if the learning rate is constant: "
-            "give --lr_milestones or --warmup_iter"
-        )
+    check_training_flags(parser, args)
     for name, reason in refused(args.prune_type).items():
         if getattr(args, name):
             parser.error(f"--{name} is not for --prune_type={args.prune_type}: {reason}")
@@ -1937,11 +1962,7 @@ def parse_args(argv=None):
 
 
 def check_architecture(parser, args):
-    """Exit with status 2 if the dataset's facts are wrong or the architecture is not for it."""
-    try:
-        archs.facts(args.dataset)
-    except ValueError as error:
-        parser.error(str(error))
+    """Exit with status 2 if the architecture is not for the dataset, or if a file is wrong."""
     names = archs.architectures(args.dataset)
     if args.arch_type not in names:
         parser.error(
@@ -1951,6 +1972,35 @@ def check_architecture(parser, args):
     module = archs.architecture(args.dataset, args.arch_type)
     if not hasattr(module, "build"):
         parser.error(f"{module.__file__} has no function build(channels, size, classes)")
+    try:
+        archs.facts(args.dataset)
+        archs.layer_rates(args.dataset, args.arch_type)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def check_training_flags(parser, args):
+    """Exit with status 2 if flags of the optimizer or of the schedule exclude each other."""
+    if args.nesterov and (args.optimizer != "sgd" or args.momentum == 0):
+        parser.error(
+            "--nesterov needs --optimizer=sgd and a --momentum above 0; --no-nesterov turns it off"
+        )
+    if args.lr_schedule == "cosine" and args.lr_milestones:
+        parser.error(
+            "--lr_milestones is not for --lr_schedule=cosine, which has no drops: leave out one of "
+            "them"
+        )
+    if args.prune_type == "finetune":
+        if args.lr_schedule == "cosine":
+            parser.error(
+                "--lr_schedule=cosine is not for --prune_type=finetune, which trains at the "
+                "schedule's last rate, and a cosine ends at 0: use lr_rewind, or --lr_milestones"
+            )
+        if not args.lr_milestones and args.warmup_iter <= 1:
+            parser.error(
+                "--prune_type=finetune equals lr_rewind if the learning rate is constant: "
+                "give --lr_milestones or --warmup_iter"
+            )
 
 
 def check_one_shot(parser, args):
@@ -1992,6 +2042,10 @@ def parse_with_paper(parser, args, argv):
     given = {flag_name(text) for text in argv}
     if "--end_iter" in given:
         given.add("--max_iter")  # which would take precedence
+    if args.lr_schedule == "cosine":
+        given.add("--lr_milestones")
+    if args.lr_milestones:
+        given.add("--lr_schedule")
     flags = [flag for name, flag in papers.items() if name not in given]
     print(f"--paper sets {' '.join(flags)}")
     return parser.parse_args([*flags, *argv])
@@ -2072,14 +2126,18 @@ def add_flags(parser):
              " none%(default).0s)")
 
     add = parser.add_argument_group("training").add_argument
-    add("--optimizer", default="adam", choices=["adam", "sgd"],
+    add("--optimizer", default="adam", choices=["adam", "adamw", "sgd"],
         help="optimizer; constants without a flag are torch's defaults")
     add("--lr", default=1.2e-3, type=rate, metavar="X",
         help="learning rate")
     add("--momentum", default=0.9, type=number(float, "[0, 1)"), metavar="X",
         help="momentum of SGD")
+    add("--nesterov", default=False, action=argparse.BooleanOptionalAction,
+        help="Nesterov's momentum, for SGD")
     add("--weight_decay", default=0.0, type=number(float, "[0, inf)"), metavar="X",
-        help="factor of the L2 penalty")
+        help="factor of the L2 penalty; with adamw, of decoupled weight decay")
+    add("--lr_schedule", default="step", choices=["step", "cosine"],
+        help="after the warm-up, drops at --lr_milestones, or a cosine from --lr to 0")
     add("--lr_milestones", default=[], type=utils.numbers("[1, 1e9)"), metavar="N,...",
         help="comma-separated iterations after which the learning rate is multiplied by --lr_gamma"
              " (default: none%(default).0s)")
@@ -2093,6 +2151,8 @@ def add_flags(parser):
         help="epochs per round")
     add("--max_iter", default=0, type=size, metavar="N",
         help="iterations per round, instead of --end_iter epochs; 0: off")
+    add("--label_smoothing", default=0.0, type=number(float, "[0, 1)"), metavar="X",
+        help="in the training loss, share of each label that is spread evenly over all classes")
     add("--augment", default=False, action=argparse.BooleanOptionalAction,
         help="randomly flip images and shift them by up to 4 pixels")
     add("--val_size", type=size, metavar="N",

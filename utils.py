@@ -57,6 +57,7 @@ TICKET_SETTINGS = {
     "seed",
     "prune_percent",
     *FOLLOWS,
+    "PRUNE_PERCENT",  # of the architecture's file
     "prune_scope",
     "criterion",
     "one_shot",
@@ -895,7 +896,11 @@ def difference(settings, others, defaults, free=()):
     in `free` may differ. A setting missing from `others`, which are of an older version then,
     counts as its default.
     """
-    texts = {"network": "another network", "data": "other data"}  # too long to be shown
+    texts = {  # too long to be shown, or no flags
+        "network": "another network",
+        "data": "other data",
+        "PRUNE_PERCENT": "another PRUNE_PERCENT in the architecture's file",
+    }
     for name, value in settings.items():
         other = others.get(name, defaults.get(name, value))
         if name in MAY_CHANGE_ON_RESUME.union(free):

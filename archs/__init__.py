@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import pkgutil
 import sys
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +86,25 @@ def initializer(dataset, arch_type):
 def paper_flags(dataset, arch_type):
     """Return the paper's settings in an architecture's file, a list of flags; [] if it has none."""
     return getattr(architecture(dataset, arch_type), "PAPER", "").split()
+
+
+def layer_rates(dataset, arch_type):
+    """Return the pruning rates in an architecture's file, {parameter name: percent}.
+
+    The names are patterns of fnmatch, of which the last one that matches counts. Raises ValueError
+    if a rate is impossible.
+    """
+    module = architecture(dataset, arch_type)
+    rates = getattr(module, "PRUNE_PERCENT", {})
+    if not isinstance(rates, dict) or not all(
+        isinstance(name, str) and isinstance(rate, Real) and 0 <= rate < 100
+        for name, rate in rates.items()
+    ):
+        raise ValueError(
+            f"{module.__file__}: PRUNE_PERCENT must be {{parameter name: percent in [0, 100)}}, not"
+            f" {rates}"
+        )
+    return rates
 
 
 def architecture(dataset, arch_type):

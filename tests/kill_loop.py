@@ -34,6 +34,8 @@ EPOCHS, ROUNDS = 2, 3
 
 
 SGD = ["--optimizer=sgd", "--lr=0.05", "--lr_milestones=9"]
+NESTEROV = ["--optimizer=sgd", "--lr=0.05", "--nesterov", "--label_smoothing=0.1"]
+ADAMW = ["--optimizer=adamw", "--weight_decay=0.5", "--lr_schedule=cosine", "--warmup_iter=4"]
 MOVEMENT = ["--criterion=movement", "--eval_iter=7", "--rewind_iter=5", "--warmup_iter=8"]
 SOURCE = "{folder}/movement/saves/fc1/digits"  # of the undisturbed run
 # Together they use everything that a run must save, and every criterion.
@@ -41,8 +43,8 @@ KINDS = {
     "movement": MOVEMENT,
     "increase": ["--criterion=increase", "--prune_type=reinit", "--augment", "--max_iter=17", *SGD],
     "snip": ["--criterion=snip", "--prune_type=finetune", *SGD],
-    "same_sign": ["--criterion=same_sign", "--prune_type=signed_shuffle"],
-    "initial": ["--criterion=initial", "--prune_type=random"],
+    "same_sign": ["--criterion=same_sign", "--prune_type=signed_shuffle", *ADAMW],
+    "initial": ["--criterion=initial", "--prune_type=random", *NESTEROV],
     "grasp": ["--criterion=grasp", "--prune_scope=erk"],
     "synflow": ["--criterion=synflow", "--prune_scope=global"],
     "one_shot": ["--one_shot"],

@@ -662,6 +662,17 @@ def test_a_rounds_figure_has_losses_above_accuracies(small_args, figures):
     assert panel["lines"] == {"lt": approx(zip([100, 80], accuracies, strict=True))}
 
 
+@pytest.mark.parametrize("smoothing", [0, 0.1])
+def test_a_rounds_figure_says_if_the_training_loss_has_smoothed_labels(
+    smoothing, small_args, figures
+):
+    """It is then another loss than that of the validation examples."""
+    main.main(small_args(prune_iterations=1, label_smoothing=smoothing))
+    above, _ = figures["lt_LossVsAccuracy_0.png"]
+    expected = "training, smoothed labels" if smoothing else "training"
+    assert above["legend"][:2] == [expected, "validation"]
+
+
 def test_a_round_is_drawn_only_if_its_figure_is_missing(small_args, figures):
     args = small_args(prune_iterations=2)
     main.main(args)

@@ -209,6 +209,16 @@ def test_initializing_an_architecture(scratch):
         assert weight.std().item() == pytest.approx((2 / 784) ** 0.5, rel=0.01)  # by Kaiming
 
 
+def test_rates_of_single_layers(scratch, undrawn):
+    network = block("python", README, "An architecture is one file")
+    rates = block("python", DEVELOPMENT, "To give layers rates of their own")
+    (scratch / "archs/common/wide.py").write_text(network + rates)
+    run("--dataset=digits", "--arch_type=wide", "--prune_iterations=2")
+    masks = torch.load("saves/wide/digits/1_model_lt.pth.tar", weights_only=True)["masks"]
+    kept = {name: int(mask.sum()) for name, mask in masks.items()}
+    assert kept == {"1.weight": 784 * 500, "3.weight": 4750}
+
+
 @pytest.fixture
 def recipe(small_args, starts, undrawn, monkeypatch):
     """A function that trains with a block of README in main.py: recipe(text before it, **flags).
@@ -369,7 +379,7 @@ def test_the_readme_has_the_rounds_for_wanted_percentages():
 
 def test_all_flags_in_the_text_exist():
     known = {*vars(main.parse_args([])), *vars(combine_plots.parse_args([]))}
-    known |= {"paper", "no-augment"}
+    known |= {"paper", "no-augment", "no-nesterov"}
     known |= {"help", "logdir"}  # of argparse, of TensorBoard
     known |= {"device", "repeats", "kills"}  # of the tests
     known |= {"standalone", "nproc-per-node", "max-restarts", "nnodes"}  # of torchrun

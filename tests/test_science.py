@@ -113,7 +113,7 @@ def test_an_architecture_may_draw_its_own_weights(own, small_args, starts, undra
 # 3. The optimizer
 
 
-ADAM, SGD = torch.optim.Adam, torch.optim.SGD
+ADAM, ADAMW, SGD = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,27 @@ ADAM, SGD = torch.optim.Adam, torch.optim.SGD
             lambda i: 0.03 * (min(1, (i + 1) / 10) if i < 15 else 0.2 if i < 25 else 0.04),
         ),
         ({"lr_milestones": "5"}, ADAM, {}, 40, lambda i: 1.2e-3 if i < 5 else 1.2e-4),
+        (
+            {"optimizer": "adamw", "weight_decay": 0.5},
+            ADAMW,
+            {"weight_decay": 0.5},
+            40,
+            lambda i: 1.2e-3,
+        ),
+        (
+            {"optimizer": "sgd", "lr": 0.02, "nesterov": True, "momentum": 0.8},
+            SGD,
+            {"momentum": 0.8, "nesterov": True},
+            40,
+            lambda i: 0.02,
+        ),
+        (
+            {"lr_schedule": "cosine", "label_smoothing": 0.2},
+            ADAM,
+            {},
+            40,
+            lambda i: 1.2e-3 * (1 + math.cos(math.pi * i / 40)) / 2,
+        ),
     ],
 )
 def test_every_round_trains_with_a_fresh_optimizer_and_the_given_schedule(
@@ -738,7 +759,7 @@ def test_a_network_without_prunable_layers_is_refused(small_args, monkeypatch):
         main.main(small_args())
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("graph", ["frozen", "unused"])
 def test_frozen_and_unused_parameters_do_not_change(
     graph, optimizer, small_args, starts, monkeypatch
@@ -763,7 +784,7 @@ def test_frozen_and_unused_parameters_do_not_change(
     monkeypatch.setattr(archs, "build", build)
     args = small_args(prune_iterations=2, optimizer=optimizer, lr=0.01, weight_decay=0.1)
     main.main(args)
-    kind = {"adam": ADAM, "sgd": partial(SGD, momentum=0.9)}[optimizer]
+    kind = {"adam": ADAM, "adamw": ADAMW, "sgd": partial(SGD, momentum=0.9)}[optimizer]
     kind = partial(kind, lr=0.01, fused=True, weight_decay=0.1)
     check_training(args, starts, kind, range(40), lambda *_: 0.01)
     still = ("1.weight", "1.bias") if graph == "frozen" else ("3.weight", "3.bias")

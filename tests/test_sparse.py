@@ -432,6 +432,7 @@ def mlp(*_):
     )
 
 
+COSINE = {"lr_schedule": "cosine", "lr_milestones": "none", "label_smoothing": 0.1}
 KINDS = {
     **{name: {"prune_type": name} for name in main.PRUNE_TYPES},
     **{name: {"criterion": name} for name in main.CRITERIA},
@@ -439,6 +440,8 @@ KINDS = {
     "augment": {"augment": True},
     "global": {"prune_scope": "global"},
     "rewind": {"rewind_iter": 5, "optimizer": "sgd", "lr": 0.05, "weight_decay": 0.01},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.5} | COSINE,
+    "nesterov": {"optimizer": "sgd", "lr": 0.05, "nesterov": True} | COSINE,
     "to 1%": {"prune_percent": 99},
     "to 1%, global": {"prune_percent": 99, "prune_scope": "global"},
 }

@@ -113,6 +113,9 @@ def test_more_rounds_extend_a_run_as_if_requested_at_first(small_args, tmp_path,
         {"prune_scope": "global"},
         {"rewind_iter": 5},
         {"lr_milestones": "7"},
+        {"lr_schedule": "cosine"},
+        {"label_smoothing": 0.1},
+        {"optimizer": "adamw"},
     ],
 )
 def test_results_of_other_settings_are_refused_and_the_difference_named(
