@@ -1819,7 +1819,10 @@ def describe_run(args, model, percents, data, trials):
         )
 
     if set(percents.values()) != {args.prune_percent} and not args.tickets_from:
-        rates = ", ".join(f"{name} {percent:g}%" for name, percent in percents.items())
+        rates = "; ".join(
+            f"{rate:g}% for {', '.join(name for name in percents if percents[name] == rate)}"
+            for rate in dict.fromkeys(percents.values())
+        )
         lines.append(f"pruning rates: {rates}")
     if args.optimizer == "adamw" and args.weight_decay == 0:
         lines.append("--optimizer=adamw without --weight_decay is the same as adam")

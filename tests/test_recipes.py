@@ -326,24 +326,35 @@ def layer_counts(args, round_):
 
 
 @pytest.mark.parametrize(
-    ("rates", "expected"),
+    ("rates", "expected", "shown"),
     [
-        ({}, [15, 20, 5]),
-        ({"5.weight": 0}, [15, 0, 5]),
-        ({"*": 50}, [50, 50, 50]),
-        ({"*": 50, "5.weight": 12.5}, [50, 12.5, 50]),
-        ({"5.weight": 12.5, "*": 50}, [50, 50, 50]),  # the last match counts
-        ({"[05].weight": 40, "7.*": 30}, [40, 40, 30]),
+        ({}, [15, 20, 5], "15% for 0.weight; 20% for 5.weight; 5% for 7.weight"),
+        ({"5.weight": 0}, [15, 0, 5], "15% for 0.weight; 0% for 5.weight; 5% for 7.weight"),
+        ({"*": 50}, [50, 50, 50], "50% for 0.weight, 5.weight, 7.weight"),
+        (
+            {"*": 50, "5.weight": 12.5},
+            [50, 12.5, 50],
+            "50% for 0.weight, 7.weight; 12.5% for 5.weight",
+        ),
+        (  # the last match counts
+            {"5.weight": 12.5, "*": 50},
+            [50, 50, 50],
+            "50% for 0.weight, 5.weight, 7.weight",
+        ),
+        (
+            {"[05].weight": 40, "7.*": 30},
+            [40, 40, 30],
+            "40% for 0.weight, 5.weight; 30% for 7.weight",
+        ),
     ],
 )
 @pytest.mark.parametrize("scope", main.SCOPES)
 def test_layers_have_the_rates_of_the_file_or_else_those_of_flags(
-    rates, expected, scope, mine, capsys
+    rates, expected, shown, scope, mine, capsys
 ):
     args = mine(rates, prune_percent_conv=15, prune_percent_output=5, prune_scope=scope, end_iter=1)
     main.main(args)
     names = ["0.weight", "5.weight", "7.weight"]
-    shown = ", ".join(f"{name} {rate:g}%" for name, rate in zip(names, expected, strict=True))
     assert f"\npruning rates: {shown}\n" in capsys.readouterr().out
     recorded = json.loads(utils.Files(args).settings.read_text())["settings"]["PRUNE_PERCENT"]
     assert recorded == [f"{name}:{float(rate)}" for name, rate in rates.items()]
