@@ -389,6 +389,17 @@ def test_rates_are_printed_unless_all_are_that_of_the_flag(rates, flags, shown, 
     assert ("pruning rates: " in capsys.readouterr().out) == shown
 
 
+def test_a_run_with_the_masks_of_another_one_prints_no_rates(mine, capsys):
+    """Its own output layer may stay dense."""
+    flags = {"prune_iterations": 2, "max_iter": 1}
+    source = mine({"7.weight": 5}, **flags)
+    main.main(source)
+    assert "pruning rates: " in capsys.readouterr().out
+    saves, folder = utils.Files(source).saves, f"{source.output_dir}/moved"
+    main.main(mine({"7.weight": 5}, **flags, tickets_from=saves, output_dir=folder))
+    assert "pruning rates: " not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("pattern", ["stem.weight", "7.bias", "1.weight", "", "weight"])
 def test_a_pattern_that_matches_no_weight_is_refused(pattern, mine, monkeypatch):
     """Biases and batch norm are never pruned."""
