@@ -127,11 +127,11 @@ def new_run(args, model):
     cannot be used.
     """
     network = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # addresses differ between processes
-    rates = [
-        f"{pattern}:{float(percent)}"
-        for pattern, percent in archs.layer_rates(args.dataset, args.arch_type).items()
-    ]
-    settings = vars(args) | {"network": network, "PRUNE_PERCENT": rates}
+    rates = archs.layer_rates(args.dataset, args.arch_type)
+    settings = vars(args) | {
+        "network": network,
+        "PRUNE_PERCENT": [f"{name}:{rate}" for name, rate in rates.items()],
+    }
     run = utils.Run(
         args,
         settings,
@@ -436,7 +436,7 @@ def layer_percents(args, model, output):
                 f"PRUNE_PERCENT: {pattern!r} matches none of the weights that can be pruned, which "
                 f"are {', '.join(weights)}",
             )
-        percents |= dict.fromkeys(matched, float(percent))
+        percents |= dict.fromkeys(matched, percent)
     masks = dense_masks(model)
     if any(percents.values()):
         magnitudes = {name: weight.detach().abs() for name, weight in weights.items()}
@@ -1791,7 +1791,7 @@ def recompute_statistics(args, model, data):
 
 
 def describe_run(args, model, percents, data, trials):
-    """Return lines to print before training: the work, the disk space, what is not pruned."""
+    """Return lines to print before training: work, disk space, rates, and what is not pruned."""
     weights = prunable(model)
     rounds = args.prune_iterations
     _, end = iterations(args, len(data.train[1]) - args.val_size)
@@ -2045,6 +2045,7 @@ def parse_with_paper(parser, args, argv):
     given = {flag_name(text) for text in argv}
     if "--end_iter" in given:
         given.add("--max_iter")  # which would take precedence
+    # One schedule replaces the other.
     if args.lr_schedule == "cosine":
         given.add("--lr_milestones")
     if args.lr_milestones:

@@ -104,7 +104,7 @@ def layer_rates(dataset, arch_type):
             f"{module.__file__}: PRUNE_PERCENT must be {{parameter name: percent in [0, 100)}}, not"
             f" {rates}"
         )
-    return rates
+    return {name: float(rate) for name, rate in rates.items()}
 
 
 def architecture(dataset, arch_type):
