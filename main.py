@@ -1385,9 +1385,9 @@ class Step:
         order = torch.randperm(len(self.data.train[1]))  # on the CPU: the same for every device
         self.batches.copy_(order[: self.batches.numel()].view_as(self.batches))
 
-        numbers = range(epoch * self.steps, (epoch + 1) * self.steps)
+        numbers = range(epoch * self.steps, min((epoch + 1) * self.steps, self.end))
         rates = [learning_rate(self.args, self.state.round, i, self.end) for i in numbers]
-        self.rates.copy_(torch.tensor(rates, dtype=torch.float64))
+        self.rates[: len(rates)].copy_(torch.tensor(rates, dtype=torch.float64))
         self.position.fill_(index)
         if index == 0:
             self.state.loss.zero_()

@@ -334,7 +334,7 @@ BAD_VALUES = {  # {flag: (part of the error, values)}
     "momentum": ("a number in [0, 1), not", ["1"]),
     "nesterov": ("ignored explicit argument", ["yes"]),
     "weight_decay": ("a number in [0, inf), not", ["-1", "nan"]),
-    "lr_schedule": ("cosine", ["linear"]),
+    "lr_schedule": ("cosine", ["cos"]),
     "label_smoothing": ("a number in [0, 1), not", ["1", "-0.1", "nan"]),
     "lr_milestones": (COUNT, ["", "5,", "0", "5;6", "1e3", HUGE]),
     "lr_gamma": ("a number in (0, 1), not", ["0", "1", "1e300"]),
