@@ -114,6 +114,7 @@ EMPTY = 1e-9  # percent, in place of 0, which has no logarithm
 # Percent; by default, the rounds nearest to these are shown, and the last one.
 DENSITIES = (100, 50, 20, 10, 5, 2, 1, EMPTY)
 WIDTH = 100  # characters in a line of the printed table
+LONG = 60  # characters of a setting; a longer one is named by its checksum
 LINE = 20  # characters in a line of a header; two lines hold each of COLUMNS
 LETTERS = [f"{a}{b}" for b in ("", *string.digits) for a in string.ascii_uppercase]
 TEX = str.maketrans(
@@ -378,8 +379,9 @@ def comparable(settings, refused=()):
     texts = {name: utils.as_flag(settings[name]) for name in settings if name not in left_out}
     if "connect_to" in texts:
         texts["connect_to"] = str(texts["connect_to"] != "none")  # whether, not with which folder
-    for name in texts.keys() & {"network", "data"}:  # too long to be shown
-        texts[name] = f"{zlib.crc32(texts[name].encode()):08x}"
+    for name, text in texts.items():
+        if name in ("network", "data") or len(text) > LONG:
+            texts[name] = f"{zlib.crc32(text.encode()):08x}"
     return texts
 
 
@@ -793,8 +795,7 @@ def difference_text(row, name):
 def draw_run(files):
     """Draw the figure over all rounds of a run, and the figures of single rounds if missing."""
     runs, log = read_runs([files])
-    settings = read_settings(files).get("settings", {})
-    smoothed = settings.get("label_smoothing", "0.0") != "0.0"
+    smoothed = read_settings(files).get("settings", {}).get("label_smoothing", "0.0") != "0.0"
     for round_, curve in zip(runs["round"], runs["curve"], strict=True):
         path = files.figure(f"LossVsAccuracy_{round_}")
         if not path.exists():

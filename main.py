@@ -433,8 +433,8 @@ def layer_percents(args, model, output):
         if not matched:
             raise bad_network(
                 args,
-                f"PRUNE_PERCENT: {pattern!r} matches none of the weights that can be pruned, which "
-                f"are {', '.join(weights)}",
+                f"PRUNE_PERCENT: the pattern {pattern!r} matches none of the weights that can be "
+                f"pruned, which are {', '.join(weights)}",
             )
         percents |= dict.fromkeys(matched, percent)
     masks = dense_masks(model)
@@ -1993,17 +1993,16 @@ def check_training_flags(parser, args):
             "--lr_milestones is not for --lr_schedule=cosine, which has no drops: leave out one of "
             "them"
         )
-    if args.prune_type == "finetune":
-        if args.lr_schedule == "cosine":
-            parser.error(
-                "--lr_schedule=cosine is not for --prune_type=finetune, which trains at the "
-                "schedule's last rate, and a cosine ends at 0: use lr_rewind, or --lr_milestones"
-            )
-        if not args.lr_milestones and args.warmup_iter <= 1:
-            parser.error(
-                "--prune_type=finetune equals lr_rewind if the learning rate is constant: "
-                "give --lr_milestones or --warmup_iter"
-            )
+    if args.prune_type == "finetune" and args.lr_schedule == "cosine":
+        parser.error(
+            "--lr_schedule=cosine is not for --prune_type=finetune, which trains at the schedule's "
+            "last rate, and a cosine ends at 0: give --lr_milestones instead, or use lr_rewind"
+        )
+    if args.prune_type == "finetune" and not args.lr_milestones and args.warmup_iter <= 1:
+        parser.error(
+            "--prune_type=finetune equals lr_rewind if the learning rate is constant: "
+            "give --lr_milestones or --warmup_iter"
+        )
 
 
 def check_one_shot(parser, args):

@@ -205,7 +205,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def number(kind, interval, *words):
@@ -896,10 +896,13 @@ def difference(settings, others, defaults, free=()):
     in `free` may differ. A setting missing from `others`, which are of an older version then,
     counts as its default.
     """
-    texts = {  # too long to be shown, or no flags
-        "network": "another network",
-        "data": "other data",
-        "PRUNE_PERCENT": "another PRUNE_PERCENT in the architecture's file",
+    texts = {  # of what is too long to be shown, or no flag
+        "network": ("another network", ""),
+        "data": ("other data", ""),
+        "PRUNE_PERCENT": (
+            "another PRUNE_PERCENT in the architecture's file (settings.json has it)",
+            "restore it",
+        ),
     }
     for name, value in settings.items():
         other = others.get(name, defaults.get(name, value))
@@ -911,7 +914,7 @@ def difference(settings, others, defaults, free=()):
                 return f"tickets of a run with {inner}", ""
         elif other != value:
             if name in texts:
-                return texts[name], ""
+                return texts[name]
             flag = f"--{name}={as_flag(other)}"
             remedy = f"give {flag}"
             if isinstance(other, bool):

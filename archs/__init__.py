@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import pkgutil
 import sys
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,7 @@ def layer_rates(dataset, arch_type):
     module = architecture(dataset, arch_type)
     rates = getattr(module, "PRUNE_PERCENT", {})
     if not isinstance(rates, dict) or not all(
-        isinstance(name, str) and isinstance(rate, Real) and 0 <= rate < 100
+        isinstance(name, str) and isinstance(rate, int | float) and 0 <= rate < 100
         for name, rate in rates.items()
     ):
         raise ValueError(
