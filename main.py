@@ -1008,7 +1008,7 @@ def check_iterations(args, examples):
     within = f"is not within a round, which has {end} iterations"
     if args.rewind_iter >= end:
         raise utils.BadInput(f"--rewind_iter={args.rewind_iter} {within}")
-    if args.warmup_iter > end:
+    if args.warmup_iter > end or (args.warmup_iter == end and args.lr_schedule == "cosine"):
         raise utils.BadInput(f"--warmup_iter={args.warmup_iter} {within}")
     for milestone in args.lr_milestones:
         if milestone >= end:
@@ -1385,9 +1385,9 @@ class Step:
         order = torch.randperm(len(self.data.train[1]))  # on the CPU: the same for every device
         self.batches.copy_(order[: self.batches.numel()].view_as(self.batches))
 
-        numbers = range(epoch * self.steps, min((epoch + 1) * self.steps, self.end))
+        numbers = range(epoch * self.steps, (epoch + 1) * self.steps)
         rates = [learning_rate(self.args, self.state.round, i, self.end) for i in numbers]
-        self.rates[: len(rates)].copy_(torch.tensor(rates, dtype=torch.float64))
+        self.rates.copy_(torch.tensor(rates, dtype=torch.float64))
         self.position.fill_(index)
         if index == 0:
             self.state.loss.zero_()

@@ -209,6 +209,17 @@ def test_initializing_an_architecture(scratch):
         assert weight.std().item() == pytest.approx((2 / 784) ** 0.5, rel=0.01)  # by Kaiming
 
 
+def test_a_recipe_of_an_architecture(scratch, capsys):
+    network = block("python", README, "An architecture is one file")
+    paper = block("python", DEVELOPMENT, "To give an architecture settings")
+    (scratch / "archs/common/wide.py").write_text(network + paper)
+    args = main.parse_args(["--arch_type=wide", "--paper"])
+    assert (args.dataset, args.optimizer, args.lr_schedule) == ("cifar10", "adamw", "cosine")
+    assert (args.weight_decay, args.label_smoothing, args.augment) == (0.05, 0.1, True)
+    flags = " ".join(paper.split('"""')[1].split())
+    assert capsys.readouterr().out == f"--paper sets {flags}\n"
+
+
 def test_rates_of_single_layers(scratch, undrawn):
     network = block("python", README, "An architecture is one file")
     rates = block("python", DEVELOPMENT, "To give layers rates of their own")

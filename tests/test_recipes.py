@@ -98,16 +98,15 @@ def test_the_cosine_is_that_of_torch(warmup, small_args):
     assert rates[-1] < 0.3 / 2 or warmup == 39
 
 
-@pytest.mark.parametrize("end", [4, 1])
-def test_a_warmup_may_take_the_whole_round(end, small_args, starts):
-    """Then nothing is left of the cosine. A rehearsal is longer than the shortest rounds."""
-    args = small_args(lr_schedule="cosine", lr=0.4, warmup_iter=end, max_iter=end)
-    rates = [main.learning_rate(args, 0, iteration, end) for iteration in range(end)]
-    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4] if end == 4 else [0.4])
-    args.sparse_below = 90
-    main.main(args)
-    adam = partial(torch.optim.Adam, fused=True)
-    check_training(args, starts[:1], adam, range(end), lambda _, i: rates[i])
+@pytest.mark.parametrize("end", [1, 7, 40])
+def test_a_warmup_must_leave_an_iteration_for_the_cosine(end, small_args, monkeypatch):
+    flags = {"warmup_iter": end, "max_iter": end}
+    message = f"--warmup_iter={end} is not within a round, which has {end} iterations"
+    with monkeypatch.context() as patch, pytest.raises(utils.BadInput, match=message):
+        patch.setattr(main, "train", None)
+        main.main(small_args(lr_schedule="cosine", **flags))
+    main.main(small_args(lr_schedule="cosine", **flags | {"warmup_iter": end - 1}))
+    main.main(small_args(**flags, output_dir=f"{small_args().output_dir}/step"))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in main.PRUNE_TYPES if kind != "finetune"])
