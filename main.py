@@ -1584,10 +1584,10 @@ def forward(args, model, data, images):
 
 
 def learning_rate(args, round_, iteration, end):
-    """Return the rate after `iteration` of `end` iterations: a linear warm-up, then the schedule.
+    """Return the rate after `iteration` of `end` iterations.
 
-    This is a cosine from `--lr` to 0, or has drops at milestones. After the first round, finetune
-    uses its last rate only.
+    It rises linearly in the warm-up. Then it falls along a cosine from `--lr` to 0, or it drops at
+    milestones. After the first round, finetune uses the last rate of this schedule only.
 
     I. Loshchilov and F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017,
     is the source of the cosine.
@@ -2140,7 +2140,7 @@ def add_flags(parser):
     add("--weight_decay", default=0.0, type=number(float, "[0, inf)"), metavar="X",
         help="factor of the L2 penalty; with adamw, of decoupled weight decay")
     add("--lr_schedule", default="step", choices=["step", "cosine"],
-        help="after the warm-up, drops at --lr_milestones, or a cosine from --lr to 0")
+        help="drops at --lr_milestones, or a cosine from --lr to 0 after the warm-up")
     add("--lr_milestones", default=[], type=utils.numbers("[1, 1e9)"), metavar="N,...",
         help="comma-separated iterations after which the learning rate is multiplied by --lr_gamma"
              " (default: none%(default).0s)")

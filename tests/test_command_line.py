@@ -391,11 +391,27 @@ def test_bad_flags_are_one_line(flag, advice, capsys):
             "--paper: the file of lenet5 does not define PAPER; those of conv2, conv4, conv6, fc1,",
         ),
         ([f"--seed={2**64 - 1}", "--trials=2"], f"--trials=2 needs seeds beyond {2**64 - 1}"),
+        (["--nesterov"], "--nesterov needs --optimizer=sgd and a --momentum above 0"),
+        (["--nesterov", "--optimizer=adamw"], "--no-nesterov turns it off"),
+        (["--nesterov", "--optimizer=sgd", "--momentum=0"], "a --momentum above 0"),
+        (
+            ["--lr_schedule=cosine", "--lr_milestones=5"],
+            "--lr_milestones is not for --lr_schedule=cosine",
+        ),
+        (
+            ["--lr_schedule=cosine", "--prune_type=finetune"],
+            "--lr_schedule=cosine is not for --prune_type=finetune",
+        ),
+        (
+            ["--lr_schedule=cosine", "--prune_type=finetune", "--warmup_iter=5"],
+            "give --lr_milestones instead, or use lr_rewind",
+        ),
     ],
 )
 def test_incompatible_flags_are_one_line(flags, advice, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stop:
         main.parse_args(flags)
+    assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert advice in error
