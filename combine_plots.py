@@ -186,7 +186,9 @@ def read_experiments(args):
         found = [
             files
             for files in utils.find_results(folder)
-            if args.arch_type in (None, files.arch_type) and args.dataset in (None, files.dataset)
+            if args.arch_type in (None, files.arch_type)
+            and args.dataset in (None, files.dataset)
+            and files.prune_type in (args.prune_type or [files.prune_type])
         ]
         if not found and len(args.output_dir) > 1:
             warn(f"{folder} has no results")
@@ -197,7 +199,11 @@ def read_experiments(args):
 
     if not experiments:
         place = f"dumps/lt/{args.arch_type or '<arch>'}/{args.dataset or '<dataset>'}"
-        paths = [f"{folder}/{place}/<prune_type>_bestaccuracy.dat" for folder in args.output_dir]
+        paths = [
+            f"{folder}/{place}/{prune_type}_bestaccuracy.dat"
+            for folder in args.output_dir
+            for prune_type in args.prune_type or ["<prune_type>"]
+        ]
         raise utils.BadInput(
             f"nothing to draw: no results at {' or '.join(paths)}. "
             "Run main.py first, or choose another --output_dir"
@@ -1160,6 +1166,8 @@ def parse_args(argv=None):
         help="draw only this architecture (default: all%(default).0s)")
     add("--dataset", metavar="NAME",
         help="draw only this dataset (default: all%(default).0s)")
+    add("--prune_type", metavar="NAME", nargs="+",
+        help="draw only these prune types (default: all%(default).0s)")
     add("--rounds", type=utils.numbers("[0, inf)"), metavar="N,...",
         help="comma-separated rounds to tabulate, and whose training is drawn (default: those"
              " nearest to 100, 50, 20, 10, 5, 2 and 1%% of the weights, and the last%(default).0s)")

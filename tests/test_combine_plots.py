@@ -82,6 +82,13 @@ def test_all_results_are_found(tmp_path, drawn, capsys):
     combine(tmp_path, "--dataset=mnist", "--arch_type=fc1")
     assert set(drawn) == {"fc1_mnist"}
 
+    drawn.clear()
+    combine(tmp_path, "--prune_type", "reinit", "random")
+    assert {name: {kind for kind, _, _ in drawn[name]} for name in drawn} == {
+        "fc1_mnist": {"reinit"},
+        "fc1_digits": {"reinit"},
+    }
+
 
 def test_seeds_of_different_length_give_mean_and_range(tmp_path, figures):
     dumps = tmp_path / "dumps/lt/fc1/mnist"
@@ -121,7 +128,11 @@ def test_without_results_the_error_names_the_path(tmp_path):
     result = command("combine_plots.py", f"--output_dir={tmp_path}", "--dataset=mnist")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith("combine_plots.py: error: nothing to draw")
-    assert f"{tmp_path}/dumps/lt/<arch>/mnist" in result.stderr
+    assert f"{tmp_path}/dumps/lt/<arch>/mnist/<prune_type>_bestaccuracy.dat" in result.stderr
+
+    write_curve(tmp_path / "dumps/lt/fc1/mnist", "lt", [97, 98])
+    with pytest.raises(utils.BadInput, match=r"<dataset>/reinit_bestaccuracy\.dat or "):
+        combine(tmp_path, "--prune_type", "reinit", "random")
 
 
 # The paper's figures
