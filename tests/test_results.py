@@ -1,0 +1,168 @@
+"""The pages of results are true: their tables, figures and claims follow from the stored runs."""
+
+import re
+import shlex
+import tarfile
+from functools import cache
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+import combine_plots
+from conftest import ROOT
+
+INDEX = ROOT / "docs/results.md"
+RESULTS = ROOT / "docs/results"
+PAGES = {page.stem: page for page in sorted(RESULTS.glob("*.md"))}
+COLUMNS = {title: name for name, title in combine_plots.COLUMNS.items()}
+PINNED = f"matplotlib=={matplotlib.__version__}" in (ROOT / "tests/constraints.txt").read_text()
+
+
+def commands(topic):
+    """Return the settings of combine_plots.py's commands on a page; the first writes the tables."""
+    text = PAGES[topic].read_text()
+    lines = re.findall(r"^python3 combine_plots.py (.*)$", text, re.MULTILINE)
+    return [combine_plots.parse_args(shlex.split(line)) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A folder with the arrays, logs and settings of all runs of the pages."""
+    folder = tmp_path_factory.mktemp("stored")
+    for path in RESULTS.glob("*/runs.tar.xz"):
+        with tarfile.open(path) as archive:
+            archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.mark.parametrize("topic", PAGES)
+def test_files_of_a_page_follow_from_the_stored_runs(topic, stored, tmp_path, monkeypatch):
+    monkeypatch.chdir(stored)
+    kept = {path.name: path for path in (RESULTS / topic).glob("*.[cp]*")}
+    for args in commands(topic):
+        args.figures = tmp_path
+        for name in ("csv", "raw"):
+            if path := getattr(args, name):
+                setattr(args, name, tmp_path / (ROOT / path).relative_to(RESULTS / topic))
+        combine_plots.main(args)
+        for name in [name for name in kept if (tmp_path / name).exists()]:
+            path = kept.pop(name)
+            if path.suffix == ".csv":
+                written = pd.read_csv(tmp_path / name)
+                pd.testing.assert_frame_equal(written, pd.read_csv(path))
+            elif PINNED:  # others draw text differently
+                np.testing.assert_array_equal(imread(tmp_path / name), imread(path))
+    assert not kept
+
+
+@cache
+def results(topic):
+    """Return the results of a topic's seeds, and their summary, two DataFrames."""
+    runs = pd.read_csv(RESULTS / topic / "seeds.csv", dtype={"earlystop_at_end": "boolean"})
+    settings = runs.columns[3 : runs.columns.get_loc("seed")]
+    runs[settings] = runs[settings].fillna("").astype(str)
+    wanted = commands(topic)[0].baseline
+    summary = pd.concat(
+        combine_plots.summary(of_dataset, combine_plots.find_baseline(of_dataset, wanted))
+        for _, of_dataset in runs.groupby("dataset")
+    )
+    summary["seeds"] = summary["trials"]
+    for table in (runs, summary):
+        table["percent"] = table["weights_remaining"].map(combine_plots.as_percent)
+    return runs, summary
+
+
+# ---- Tables --------------------------------------------------------------------------------------
+
+
+def tables(path):
+    """Yield the header and the rows of each table of a page, lists of cells."""
+    for table in re.findall(r"(?:^\|.*\n)+", path.read_text(), re.MULTILINE):
+        header, _, *rows = (line.strip("|\n").split("|") for line in table.splitlines())
+        yield [cell.strip() for cell in header], [[cell.strip() for cell in row] for row in rows]
+
+
+def row_of(topic, header, label):
+    """Return the cells of a row with this label: means, and differences from the baseline.
+
+    The header names a quantity, and either curves or percentages of weights remaining; the label is
+    one of the others.
+    """
+    dataset, _, title = header[0].rpartition(": ")
+    name = COLUMNS[title]
+    _, table = results(topic)
+    table = table[table["dataset"].isin([dataset.lower()] if dataset else table["dataset"])]
+    cells = [label]
+    row = {}
+    for head in header[1:]:
+        if head == "difference":  # of the cell before
+            cells.append(combine_plots.difference_text(row, name))
+        else:
+            percent, curve = sorted([head, label], key=lambda text: "`" in text)
+            found = table[(table["percent"] == percent) & (table["curve"] == curve.strip("`"))]
+            (row,) = found.to_dict("records")
+            cells.append(combine_plots.mean_text(row, name))
+    return cells
+
+
+@pytest.mark.parametrize(("topic", "path"), [("lenet", ROOT / "README.md"), *PAGES.items()])
+def test_tables_have_the_numbers_of_the_files(topic, path):
+    checked = 0
+    for header, rows in tables(path):
+        if header[0].rpartition(": ")[2] in COLUMNS:
+            assert rows == [row_of(topic, header, row[0]) for row in rows]
+            checked += len(rows)
+    assert checked
+
+
+# ---- Claims --------------------------------------------------------------------------------------
+
+DENSE, REINIT = "lt @ 100%", "reinit, lt's masks"
+# What the index says of two curves and their densities, or of one, in this order.
+CLAIMS = [
+    ("lenet", "earlystop", "lt @ 51.3%", DENSE),
+    ("lenet", "earlystopaccuracy", "lt @ 51.3%", DENSE),
+    ("lenet", "earlystop", "lt @ 51.3%", "lt @ 21.1%"),
+    ("lenet", "earlystop", "lt @ 21.1%", DENSE),
+    ("lenet", "earlystop", f"{REINIT} @ 21.1%", "lt @ 21.1%"),
+    ("lenet", "earlystopaccuracy", "lt @ 21.1%", f"{REINIT} @ 21.1%"),
+    ("lenet", "finalaccuracy", "lt @ 21.1%", f"{REINIT} @ 21.1%"),
+    ("lenet", "earlystopaccuracy", "lt @ 13.5%", DENSE),
+    ("lenet", "earlystopaccuracy", "lt @ 3.58%", DENSE),
+    ("lenet", "earlystop", "lt @ 3.58%", DENSE),
+    ("lenet", "earlystopaccuracy", "lt @ 2.87%", DENSE),
+    ("lenet", "earlystopaccuracy", f"{REINIT} @ 21.1%", DENSE),
+    ("lenet", "earlystopaccuracy", f"{REINIT} @ 3.58%", DENSE),
+    ("lenet", "finalaccuracy", "lt @ 13.5%", DENSE),
+    ("lenet", "trainaccuracy", "lt @ 13.5%"),
+    ("lenet", "earlystop", "random @ 2.87%", DENSE),
+    ("lenet", "earlystopaccuracy", "random @ 2.87%", DENSE),
+]
+
+
+def claim_text(topic, name, *places):
+    """Return a mean and its standard deviation, or a difference and its 95% interval, as text."""
+    runs, _ = results(topic)
+    values = []
+    for place in places:
+        curve, percent = place.split(" @ ")
+        rows = runs[(runs["curve"] == curve) & (runs["percent"] == percent)]
+        values.append(rows.set_index("seed")[name])
+    digits = combine_plots.DIGITS[name]
+    if len(values) == 1:
+        return f"{values[0].mean():.{digits}f} ± {values[0].std():.{digits}f}"
+    difference = values[0] - values[1]
+    low, high = combine_plots.interval(difference)
+    text = f"{difference.mean():+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    if name == "earlystop":
+        text += f" iterations ({difference.mean() / values[1].mean():+.0%})"
+    return text
+
+
+def test_the_index_has_the_numbers_of_the_files():
+    number = r"[+-][\d.]+ \[[^]]*\](?: iterations \(.*?%\))?|[\d.]+ ± [\d.]+"
+    shown = re.findall(number, INDEX.read_text())
+    assert shown == [claim_text(*claim) for claim in CLAIMS]
