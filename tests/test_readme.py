@@ -554,16 +554,6 @@ def test_figures_and_links_exist():
 MEASURED = [
     (
         "docs/results.md",
-        "## What the survivors become",
-        "mnist_fc1_resets.csv",
-        [
-            {"percent": percent, "column": column}
-            for percent in (21.0, 10.7, 5.5)
-            for column in ("untrained", "bestaccuracy")
-        ],
-    ),
-    (
-        "docs/results.md",
         "## Which weights survive",
         "mnist_fc1_criteria.csv",
         [{"percent": percent, "column": "bestaccuracy"} for percent in (100, 21.0, 10.7, 5.5)],

@@ -141,6 +141,16 @@ CLAIMS = [
     ("lenet", "trainaccuracy", "lt @ 13.5%"),
     ("lenet", "earlystop", "random @ 2.87%", DENSE),
     ("lenet", "earlystopaccuracy", "random @ 2.87%", DENSE),
+    *[
+        ("resets", "bestaccuracy", f"{signed}{reset}, lt's masks @ 5.57%", "lt @ 5.57%")
+        for signed in ("signed_", "")
+        for reset in ("reinit", "shuffle", "constant")
+    ],
+    ("resets", "untrained", "lt @ 5.57%"),
+    ("resets", "untrained", "signed_constant, lt's masks @ 5.57%"),
+    ("resets", "bestaccuracy", "lt @ 5.57%", "finetune, own masks @ 5.57%"),
+    ("resets", "bestaccuracy", "lr_rewind, own masks @ 5.57%", "finetune, own masks @ 5.57%"),
+    ("resets", "bestaccuracy", "lr_rewind, own masks @ 5.57%", "lt @ 5.57%"),
 ]
 
 
