@@ -142,6 +142,13 @@ CLAIMS = [
     ("lenet", "earlystop", "random @ 2.87%", DENSE),
     ("lenet", "earlystopaccuracy", "random @ 2.87%", DENSE),
     *[
+        ("fashionmnist", "bestaccuracy", f"lt @ {percent}", DENSE)
+        for percent in ("51.3%", "21.1%", "13.5%", "3.58%", "2.87%")
+    ],
+    ("fashionmnist", "bestaccuracy", "lt @ 21.1%", f"{REINIT} @ 21.1%"),
+    ("fashionmnist", "bestaccuracy", "lt @ 3.58%", f"{REINIT} @ 3.58%"),
+    ("fashionmnist", "bestaccuracy", f"{REINIT} @ 21.1%", DENSE),
+    *[
         ("resets", "bestaccuracy", f"{signed}{reset}, lt's masks @ 5.57%", "lt @ 5.57%")
         for signed in ("signed_", "")
         for reset in ("reinit", "shuffle", "constant")
