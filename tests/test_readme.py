@@ -564,26 +564,6 @@ MEASURED = [
         "mnist_fc1_scopes.csv",
         [{"percent": percent, "column": "bestaccuracy"} for percent in (100, 21.0, 10.7, 5.5)],
     ),
-    *(
-        (
-            "docs/results.md",
-            heading,
-            f"{dataset}_fc1_transfer.csv",
-            [
-                {"curve": curve, "column": "bestaccuracy"}
-                for curve in (
-                    "lt",
-                    f"lt, source's tickets, source's dataset={source}",
-                    "reinit, lt's masks",
-                    f"reinit, source's masks, source's dataset={source}",
-                )
-            ],
-        )
-        for heading, dataset, source in (
-            ("### On FashionMNIST", "fashionmnist", "mnist"),
-            ("### On MNIST", "mnist", "fashionmnist"),
-        )
-    ),
     (
         "docs/results.md",
         "### Barriers of LeNet-5 on FashionMNIST",

@@ -122,6 +122,8 @@ def test_tables_have_the_numbers_of_the_files(topic, path):
 # ---- Claims --------------------------------------------------------------------------------------
 
 DENSE, REINIT = "lt @ 100%", "reinit, lt's masks"
+MOVED = "lt, source's tickets, source's dataset"
+REDRAWN = "reinit, source's masks, source's dataset"
 # What the index says of two curves and their densities, or of one, in this order.
 CLAIMS = [
     ("lenet", "earlystop", "lt @ 51.3%", DENSE),
@@ -158,6 +160,12 @@ CLAIMS = [
     ("resets", "bestaccuracy", "lt @ 5.57%", "finetune, own masks @ 5.57%"),
     ("resets", "bestaccuracy", "lr_rewind, own masks @ 5.57%", "finetune, own masks @ 5.57%"),
     ("resets", "bestaccuracy", "lr_rewind, own masks @ 5.57%", "lt @ 5.57%"),
+    ("transfer", "bestaccuracy", f"{MOVED}=mnist @ 21.1%", "fashionmnist: lt @ 100%"),
+    ("transfer", "bestaccuracy", f"{MOVED}=fashionmnist @ 21.1%", "mnist: lt @ 100%"),
+    *[
+        ("transfer", "bestaccuracy", f"{MOVED}={source} @ 5.57%", f"{REDRAWN}={source} @ 5.57%")
+        for source in ("mnist", "fashionmnist")
+    ],
 ]
 
 
@@ -166,8 +174,9 @@ def claim_text(topic, name, *places):
     runs, _ = results(topic)
     values = []
     for place in places:
-        curve, percent = place.split(" @ ")
+        dataset, curve, percent = re.fullmatch("(?:(.*): )?(.*) @ (.*)", place).groups()
         rows = runs[(runs["curve"] == curve) & (runs["percent"] == percent)]
+        rows = rows[rows["dataset"].isin([dataset] if dataset else rows["dataset"])]
         values.append(rows.set_index("seed")[name])
     digits = combine_plots.DIGITS[name]
     if len(values) == 1:
