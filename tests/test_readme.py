@@ -565,26 +565,13 @@ MEASURED = [
         [{"percent": percent, "column": "bestaccuracy"} for percent in (100, 21.0, 10.7, 5.5)],
     ),
     (
-        "docs/results.md",
-        "### Barriers of LeNet-5 on FashionMNIST",
+        "docs/results/stability.md",
+        "## LeNet-5 on FashionMNIST",
         "fashionmnist_lenet5_stability.csv",
         [
             {"curve": f"lt, rewind_iter={k}", "column": column}
             for column in ("barrier", "bestaccuracy")
             for k in (0, 500)
-        ],
-    ),
-    (
-        "docs/results.md",
-        "### Barriers of LeNet-300-100 on MNIST",
-        "mnist_fc1_stability.csv",
-        [
-            {"curve": curve, "column": "barrier"}
-            for curve in (
-                "lt, rewind_iter=0",
-                "lt, rewind_iter=500",
-                "reinit, lt's masks, lt's rewind_iter=0",
-            )
         ],
     ),
 ]

@@ -166,6 +166,10 @@ CLAIMS = [
         ("transfer", "bestaccuracy", f"{MOVED}={source} @ 5.57%", f"{REDRAWN}={source} @ 5.57%")
         for source in ("mnist", "fashionmnist")
     ],
+    ("stability", "barrier", DENSE),
+    ("stability", "barrier", "lt @ 21.1%"),
+    ("stability", "barrier", "lt @ 2.87%"),
+    ("stability", "barrier", f"{REINIT} @ 2.87%", "lt @ 2.87%"),
 ]
 
 
