@@ -151,10 +151,12 @@ CLAIMS = [
     ("fashionmnist", "bestaccuracy", "lt @ 3.58%", f"{REINIT} @ 3.58%"),
     ("fashionmnist", "bestaccuracy", f"{REINIT} @ 21.1%", DENSE),
     *[
-        ("resets", "bestaccuracy", f"{signed}{reset}, lt's masks @ 5.57%", "lt @ 5.57%")
-        for signed in ("signed_", "")
+        ("resets", "bestaccuracy", f"signed_{reset}, lt's masks @ 5.57%", "lt @ 5.57%")
         for reset in ("reinit", "shuffle", "constant")
     ],
+    ("resets", "bestaccuracy", "shuffle, lt's masks @ 5.57%", f"{REINIT} @ 5.57%"),
+    ("resets", "bestaccuracy", "constant, lt's masks @ 5.57%", f"{REINIT} @ 5.57%"),
+    ("resets", "bestaccuracy", f"{REINIT} @ 5.57%", "lt @ 5.57%"),
     ("resets", "untrained", "lt @ 5.57%"),
     ("resets", "untrained", "signed_constant, lt's masks @ 5.57%"),
     ("resets", "bestaccuracy", "lt @ 5.57%", "finetune, own masks @ 5.57%"),
