@@ -172,6 +172,23 @@ CLAIMS = [
     ("stability", "barrier", "lt @ 21.1%"),
     ("stability", "barrier", "lt @ 2.87%"),
     ("stability", "barrier", f"{REINIT} @ 2.87%", "lt @ 2.87%"),
+    *[
+        (
+            "before",
+            "bestaccuracy",
+            f"lt, criterion={name} @ 5.50%",
+            "lt, criterion=magnitude @ 5.50%",
+        )
+        for name in ("snip", "grasp", "synflow")
+    ],
+    *[
+        (
+            "before",
+            "bestaccuracy",
+            *(f"{kind}, criterion={name} @ 5.50%" for kind in ("lt", "random")),
+        )
+        for name in ("snip", "grasp", "synflow")
+    ],
 ]
 
 
