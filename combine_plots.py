@@ -208,6 +208,9 @@ def read_experiments(args):
             f"nothing to draw: no results at {' or '.join(paths)}. "
             "Run main.py first, or choose another --output_dir"
         )
+    found = {files.prune_type for files in itertools.chain.from_iterable(places.values())}
+    for prune_type in sorted({*args.prune_type} - found):
+        warn(f"--prune_type={prune_type} has no results")
     curves = dict.fromkeys(curve for runs, _ in experiments for curve in runs["curve"])
     if args.baseline not in (None, *curves):
         raise utils.BadInput(
@@ -1166,7 +1169,7 @@ def parse_args(argv=None):
         help="draw only this architecture (default: all%(default).0s)")
     add("--dataset", metavar="NAME",
         help="draw only this dataset (default: all%(default).0s)")
-    add("--prune_type", metavar="NAME", nargs="+",
+    add("--prune_type", metavar="NAME", nargs="+", default=[],
         help="draw only these prune types (default: all%(default).0s)")
     add("--rounds", type=utils.numbers("[0, inf)"), metavar="N,...",
         help="comma-separated rounds to tabulate, and whose training is drawn (default: those"

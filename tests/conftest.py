@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,16 @@ def png_size(path):
     assert content.startswith(b"\x89PNG")
     assert content.endswith(b"IEND\xaeB`\x82")
     return tuple(int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+
+
+def read_raw(path):
+    """Return the results of seeds in a file that combine_plots.py wrote with --raw, a DataFrame."""
+    names = pd.read_csv(path, nrows=0).columns
+    texts = names[: names.get_loc("seed") + 1]
+    types = dict.fromkeys(texts, str) | {"earlystop_at_end": "boolean"}
+    runs = pd.read_csv(path, dtype=types).fillna(dict.fromkeys(texts, ""))
+    # Quantities that were added later.
+    return runs.reindex(columns=[*dict.fromkeys([*runs, *combine_plots.COLUMNS])])
 
 
 @pytest.fixture

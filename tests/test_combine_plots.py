@@ -88,6 +88,7 @@ def test_all_results_are_found(tmp_path, drawn, capsys):
         "fc1_mnist": {"reinit"},
         "fc1_digits": {"reinit"},
     }
+    assert capsys.readouterr().err.count("has no results") == 1  # random
 
 
 def test_seeds_of_different_length_give_mean_and_range(tmp_path, figures):

@@ -16,7 +16,16 @@ import combine_plots
 import main
 import utils
 from archs.sparse import WeightRead
-from conftest import ROOT, check_masks, command, needs_linux, same, ticket, trial_data
+from conftest import (
+    ROOT,
+    check_masks,
+    command,
+    needs_linux,
+    read_raw,
+    same,
+    ticket,
+    trial_data,
+)
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 README = PAGES[0].read_text()
@@ -618,12 +627,7 @@ def test_measured_numbers_are_those_of_their_file(page, heading, file, columns):
 
 
 def test_the_example_has_the_numbers_of_its_file():
-    settings = ("rewind_iter", "lt's rewind_iter")
-    types = dict.fromkeys(("seed", *settings), str) | {"earlystop_at_end": "boolean"}
-    runs = pd.read_csv(ROOT / "docs/mnist_lenet5.csv", dtype=types)
-    runs = runs.fillna(dict.fromkeys(settings, ""))
-    # Quantities that were added later.
-    runs = runs.reindex(columns=[*dict.fromkeys([*runs, *combine_plots.COLUMNS])])
+    runs = read_raw(ROOT / "docs/mnist_lenet5.csv")
     baseline = "lt, rewind_iter=0"
     table = combine_plots.summary(runs, baseline)
     shown = table.merge(combine_plots.choose_rounds(runs, None))

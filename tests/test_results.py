@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 import combine_plots
-from conftest import ROOT
+from conftest import ROOT, read_raw
 
 INDEX = ROOT / "docs/results.md"
 RESULTS = ROOT / "docs/results"
@@ -61,10 +61,7 @@ def test_files_of_a_page_follow_from_the_stored_runs(topic, stored, tmp_path, mo
 @cache
 def results(topic):
     """Return the results of a topic's seeds, and their summary, two DataFrames."""
-    runs = pd.read_csv(RESULTS / topic / "seeds.csv", dtype={"earlystop_at_end": "boolean"})
-    settings = runs.columns[3 : runs.columns.get_loc("seed")]
-    runs[settings] = runs[settings].fillna("").astype(str)
-    runs = runs.reindex(columns=[*dict.fromkeys([*runs, *combine_plots.COLUMNS])])
+    runs = read_raw(RESULTS / topic / "seeds.csv")
     wanted = commands(topic)[0].baseline
     summary = pd.concat(
         combine_plots.summary(of_dataset, combine_plots.find_baseline(of_dataset, wanted))
@@ -201,12 +198,18 @@ def claim_text(topic, name, *places):
         rows = runs[(runs["curve"] == curve) & (runs["percent"] == percent)]
         rows = rows[rows["dataset"].isin([dataset] if dataset else rows["dataset"])]
         values.append(rows.set_index("seed")[name])
-    digits = combine_plots.DIGITS[name]
     if len(values) == 1:
-        return f"{values[0].mean():.{digits}f} ± {values[0].std():.{digits}f}"
+        row = {name: values[0].mean(), f"{name}_std": values[0].std()}
+        return combine_plots.mean_text(row, name)
     difference = values[0] - values[1]
     low, high = combine_plots.interval(difference)
-    text = f"{difference.mean():+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    row = {
+        f"{name}_difference": difference.mean(),
+        f"{name}_difference_low": low,
+        f"{name}_difference_high": high,
+    }
+    counts = {"same": False, "pairs": len(difference), "seeds": len(difference)}
+    text = combine_plots.difference_text(row | counts, name)
     if name == "earlystop":
         text += f" iterations ({difference.mean() / values[1].mean():+.0%})"
     return text
