@@ -1169,12 +1169,12 @@ def parse_args(argv=None):
         help="draw only this architecture (default: all%(default).0s)")
     add("--dataset", metavar="NAME",
         help="draw only this dataset (default: all%(default).0s)")
-    add("--prune_type", metavar="NAME", nargs="+", default=[],
+    add("--prune_type", metavar="NAME", nargs="+", action="extend", default=[],
         help="draw only these prune types (default: all%(default).0s)")
     add("--rounds", type=utils.numbers("[0, inf)"), metavar="N,...",
         help="comma-separated rounds to tabulate, and whose training is drawn (default: those"
              " nearest to 100, 50, 20, 10, 5, 2 and 1%% of the weights, and the last%(default).0s)")
-    add("--columns", nargs="+", default=[], choices=COLUMNS, metavar="NAME",
+    add("--columns", nargs="+", action="extend", default=[], choices=COLUMNS, metavar="NAME",
         help=f"quantities to print: {', '.join(COLUMNS)}"
              f" (default: {' '.join(PRINTED)}, if measured%(default).0s)")
     add("--output_dir", type=utils.folder, metavar="DIR", nargs="+", action="extend",

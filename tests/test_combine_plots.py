@@ -83,7 +83,7 @@ def test_all_results_are_found(tmp_path, drawn, capsys):
     assert set(drawn) == {"fc1_mnist"}
 
     drawn.clear()
-    combine(tmp_path, "--prune_type", "reinit", "random")
+    combine(tmp_path, "--prune_type", "reinit", "--prune_type", "random")
     assert {name: {kind for kind, _, _ in drawn[name]} for name in drawn} == {
         "fc1_mnist": {"reinit"},
         "fc1_digits": {"reinit"},
@@ -1208,6 +1208,13 @@ def test_seeds_may_be_in_several_folders(tmp_path, figures, monkeypatch):
     assert panel["title"] == "fc1, mnist: mean and range, 3 seeds"
     assert panel["legend"] == ["lt", "lt, dense"]
     assert lines(panel) == [[(100, 91)]]
+
+
+@pytest.mark.parametrize("flag", ["output_dir", "prune_type", "columns"])
+def test_flags_with_several_values_may_be_repeated(flag):
+    first, *others = ["barrier", "untrained", "earlystop"]
+    args = combine_plots.parse_args([f"--{flag}", first, f"--{flag}", *others])
+    assert getattr(args, flag) == [first, *others]
 
 
 def test_a_folder_without_results_and_one_given_twice_are_one_line_each(two_folders, drawn, capsys):
