@@ -568,12 +568,6 @@ MEASURED = [
         [{"percent": percent, "column": "bestaccuracy"} for percent in (100, 21.0, 10.7, 5.5)],
     ),
     (
-        "docs/results.md",
-        "## How many weights each layer keeps",
-        "mnist_fc1_scopes.csv",
-        [{"percent": percent, "column": "bestaccuracy"} for percent in (100, 21.0, 10.7, 5.5)],
-    ),
-    (
         "docs/results/stability.md",
         "## LeNet-5 on FashionMNIST",
         "fashionmnist_lenet5_stability.csv",

@@ -186,6 +186,14 @@ CLAIMS = [
         )
         for name in ("snip", "grasp", "synflow")
     ],
+    *[
+        (
+            "layers",
+            "bestaccuracy",
+            *(f"random, prune_scope={scope} @ 5.50%" for scope in ("erk", other)),
+        )
+        for other in ("layer", "global")
+    ],
 ]
 
 
