@@ -562,12 +562,6 @@ def test_figures_and_links_exist():
 # row say the rest.
 MEASURED = [
     (
-        "docs/results.md",
-        "## Which weights survive",
-        "mnist_fc1_criteria.csv",
-        [{"percent": percent, "column": "bestaccuracy"} for percent in (100, 21.0, 10.7, 5.5)],
-    ),
-    (
         "docs/results/stability.md",
         "## LeNet-5 on FashionMNIST",
         "fashionmnist_lenet5_stability.csv",

@@ -188,6 +188,24 @@ CLAIMS = [
     ],
     *[
         (
+            "criteria",
+            "bestaccuracy",
+            f"lt, criterion={name} @ 5.50%",
+            "lt, criterion=magnitude @ 5.50%",
+        )
+        for name in ("increase", "movement", "initial")
+    ],
+    ("criteria", "untrained", "signed_constant, lt's masks, criterion=same_sign @ 21.0%"),
+    *[
+        (
+            "criteria",
+            "bestaccuracy",
+            *(f"lt, criterion=magnitude{kind} @ {percent}" for kind in ("", ", one_shot")),
+        )
+        for percent in ("5.50%", "2.81%")
+    ],
+    *[
+        (
             "layers",
             "bestaccuracy",
             *(f"random, prune_scope={scope} @ 5.50%" for scope in ("erk", other)),
