@@ -121,6 +121,8 @@ def test_tables_have_the_numbers_of_the_files(topic, path):
 DENSE, REINIT = "lt @ 100%", "reinit, lt's masks"
 MOVED = "lt, source's tickets, source's dataset"
 REDRAWN = "reinit, source's masks, source's dataset"
+MAGNITUDE = "lt, criterion=magnitude"
+SCOPE = "random, prune_scope"
 # What the index says of two curves and their densities, or of one, in this order.
 CLAIMS = [
     ("lenet", "earlystop", "lt @ 51.3%", DENSE),
@@ -170,46 +172,24 @@ CLAIMS = [
     ("stability", "barrier", "lt @ 2.87%"),
     ("stability", "barrier", f"{REINIT} @ 2.87%", "lt @ 2.87%"),
     *[
-        (
-            "before",
-            "bestaccuracy",
-            f"lt, criterion={name} @ 5.50%",
-            "lt, criterion=magnitude @ 5.50%",
-        )
+        ("before", "bestaccuracy", f"lt, criterion={name} @ 5.50%", f"{MAGNITUDE} @ 5.50%")
         for name in ("snip", "grasp", "synflow")
     ],
     *[
-        (
-            "before",
-            "bestaccuracy",
-            *(f"{kind}, criterion={name} @ 5.50%" for kind in ("lt", "random")),
-        )
-        for name in ("snip", "grasp", "synflow")
+        ("before", "bestaccuracy", f"lt, {criterion} @ 5.50%", f"random, {criterion} @ 5.50%")
+        for criterion in ("criterion=snip", "criterion=grasp", "criterion=synflow")
     ],
     *[
-        (
-            "criteria",
-            "bestaccuracy",
-            f"lt, criterion={name} @ 5.50%",
-            "lt, criterion=magnitude @ 5.50%",
-        )
+        ("criteria", "bestaccuracy", f"lt, criterion={name} @ 5.50%", f"{MAGNITUDE} @ 5.50%")
         for name in ("increase", "movement", "initial")
     ],
     ("criteria", "untrained", "signed_constant, lt's masks, criterion=same_sign @ 21.0%"),
     *[
-        (
-            "criteria",
-            "bestaccuracy",
-            *(f"lt, criterion=magnitude{kind} @ {percent}" for kind in ("", ", one_shot")),
-        )
-        for percent in ("5.50%", "2.81%")
+        ("criteria", "bestaccuracy", f"{MAGNITUDE} @ {at}", f"{MAGNITUDE}, one_shot @ {at}")
+        for at in ("5.50%", "2.81%")
     ],
     *[
-        (
-            "layers",
-            "bestaccuracy",
-            *(f"random, prune_scope={scope} @ 5.50%" for scope in ("erk", other)),
-        )
+        ("layers", "bestaccuracy", f"{SCOPE}=erk @ 5.50%", f"{SCOPE}={other} @ 5.50%")
         for other in ("layer", "global")
     ],
 ]
