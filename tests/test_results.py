@@ -161,6 +161,7 @@ CLAIMS = [
     ("resets", "bestaccuracy", "lt @ 5.57%", "finetune, own masks @ 5.57%"),
     ("resets", "bestaccuracy", "lr_rewind, own masks @ 5.57%", "finetune, own masks @ 5.57%"),
     ("resets", "bestaccuracy", "lr_rewind, own masks @ 5.57%", "lt @ 5.57%"),
+    ("sgd", "bestaccuracy", "lr_rewind, own masks @ 5.57%", "lt @ 5.57%"),
     ("transfer", "bestaccuracy", f"{MOVED}=mnist @ 21.1%", "fashionmnist: lt @ 100%"),
     ("transfer", "bestaccuracy", f"{MOVED}=fashionmnist @ 21.1%", "mnist: lt @ 100%"),
     *[
