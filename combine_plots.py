@@ -792,7 +792,7 @@ def difference_text(row, name):
     digits = DIGITS[name]
     text = f"{row.get(f'{name}_difference_bound', '')}{mean:+z.{digits}f}"
     if low <= high:
-        text += f" [{low:+z.{digits}f}, {high:+z.{digits}f}]"
+        text += f" [{low:+.{digits}f}, {high:+.{digits}f}]"  # -0.00 is below zero
     if row["pairs"] < row["seeds"]:
         text += f" ({utils.plural(row['pairs'], 'seed')})"
     return text

@@ -1364,6 +1364,17 @@ def test_differences_are_paired_by_seed_with_the_interval_of_a_paired_t_test(tmp
     assert "-10 [-22, +2]" in output
 
 
+@pytest.mark.parametrize(
+    ("ends", "shown"),
+    [((-0.3, -0.001), "-0.15 [-0.30, -0.00]"), ((-0.3, 0.001), "-0.15 [-0.30, +0.00]")],
+)
+def test_the_end_of_an_interval_near_zero_has_its_sign(ends, shown):
+    difference = dict(zip(("_low", "_high"), ends, strict=True)) | {"": np.mean(ends)}
+    row = {f"bestaccuracy_difference{part}": value for part, value in difference.items()}
+    row |= {"same": False, "pairs": 3, "seeds": 3}
+    assert combine_plots.difference_text(row, "bestaccuracy") == shown
+
+
 def test_the_figure_of_differences_has_the_intervals_of_the_table(tmp_path, figures, capsys):
     for seed, (lt, reinit) in enumerate([(90, 88.5), (95, 94.5), (91, 90)]):
         write_run(tmp_path, "lt", [80, lt], seed, end=2000)
