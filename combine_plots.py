@@ -253,7 +253,7 @@ def read_runs(found):
         }
         run = results[files]
         last = run["round"].map(log.groupby("round")["iteration"].max())
-        unknown = last.isna() & run["earlystop"].notna()
+        unknown = run["earlystop"].notna() & ~run["earlystop"].le(last)  # an incomplete log
         at_end = run["earlystop"].eq(last).astype("boolean").mask(unknown)
         runs.append(pd.DataFrame({**identity, **run, "earlystop_at_end": at_end}))
         evaluations.append(pd.DataFrame({**identity, **log}))
@@ -300,6 +300,9 @@ def read_run(files):
             raise utils.BadInput(
                 f"{paths['compression']}, or an array beside it, has no percentages"
             )
+        seed = read_settings(files).get("seed", files.seed)
+        if seed != files.seed:  # a copied folder is not another seed
+            raise utils.BadInput(f"{files.dumps} has a run of --seed={seed}")
     except utils.BadInput as error:
         warn(f"left out: {error}")
         return None
@@ -356,9 +359,9 @@ def name_curves(recorded):
 def read_settings(files):
     """Return what a run's settings.json says, a dict; an empty one if it cannot be read.
 
-    It has `settings` that tell curves apart, {flag: text}, and `of_source`, those of the run whose
-    tickets it uses, which may be itself; `source`, what that run is called; the `defaults`;
-    `masks`, from whose_masks; and `made_by`, the code and the versions.
+    It has the `seed`; `settings` that tell curves apart, {flag: text}, and `of_source`, those of
+    the run whose tickets it uses, which may be itself; `source`, what that run is called; the
+    `defaults`; `masks`, from whose_masks; and `made_by`, the code and the versions.
     """
     try:
         content = json.loads(files.settings.read_text())
@@ -370,6 +373,7 @@ def read_settings(files):
         if recorded.get("connect_to"):  # its masks were found in the other order
             of_source = {name: of_source[name] for name in of_source.keys() - utils.ORDER_SETTINGS}
         return {
+            "seed": recorded.get("seed", files.seed),
             "settings": settings,
             "of_source": of_source,
             "source": "source" if recorded.get("tickets_from") else recorded.get("masks_from"),
@@ -1207,10 +1211,11 @@ def check_tables(parser, tables):
     places = [Path(table).resolve() for table in tables if table]
     for place in places:
         output = place.is_file() and os.path.samestat(place.stat(), os.fstat(1))
-        if place.is_dir() or output or places.count(place) > 1:
+        result = place.suffix in (".dat", ".json", ".jsonl", ".png", ".pdf", ".svg")
+        if place.is_dir() or result or output or places.count(place) > 1:
             parser.error(
-                f"{place} cannot hold a table: it is a folder, the file of the output, or that of "
-                "another table"
+                f"{place} cannot hold a table: it is a folder, a run's array, log, settings or "
+                "figure, the file of the output, or that of another table"
             )
 
 

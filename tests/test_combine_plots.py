@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -168,10 +169,10 @@ def experiment(tmp_path):
                     "iteration": i,
                     "weights_remaining": (100.0, 80.0)[r],
                     "train_loss": 0.1,
-                    "test_accuracy": 90 + seed + r + i / 400,
+                    "test_accuracy": 90 + seed + r + i / 1000,
                 }
                 for r in range(2)
-                for i in (100, 200, 300, 400)
+                for i in (250, 500, 750, 1000)
             ]
             (folder / f"{kind}_log.jsonl").write_text(
                 "".join(f"{json.dumps(row)}\n" for row in rows) + '{"round": 1, "ite'
@@ -312,7 +313,7 @@ def test_training_is_drawn_for_chosen_rounds_as_in_figure_3(experiment, figures,
     assert (lt["heading"], random["heading"]) == ("lt (2 seeds)", "random (1 seed)")
     assert lt["title"] == "fc1, mnist: mean and range over seeds\nweights remaining"
     assert lt["legend"] == ["80.0%"]
-    iterations = [100, 200, 300, 400]
+    iterations = [250, 500, 750, 1000]
     assert lines(lt) == [
         approx(zip(iterations, [91.75, 92, 92.25, 92.5], strict=True)),
     ], "not where they were measured"
@@ -1657,8 +1658,28 @@ def test_without_a_log_early_stopping_is_a_lower_bound(missing, tmp_path, capsys
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_log_that_ends_before_early_stopping_makes_it_a_bound(tmp_path, capsys):
+    for seed in range(3):
+        write_run(tmp_path, "lt", [90, 91], seed, end=2000 if seed else 700)
+    combine(tmp_path, f"--raw={tmp_path / 'raw.csv'}")
+    assert printed(capsys.readouterr().out)[0] == "100% 0 lt 90.00 ± 0.00 >= 900"
+    assert pd.read_csv(tmp_path / "raw.csv")["earlystop_at_end"].isna().sum() == 2
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_copied_folder_is_not_another_seed(tmp_path, capsys):
+    for seed in range(2):
+        write_run(tmp_path, "lt", [90, 91 + seed], seed, end=2000)
+        record(tmp_path / "dumps/lt/fc1/mnist" / ("seed1" if seed else ""), "lt", seed=seed)
+    shutil.copytree(tmp_path / "dumps/lt/fc1/mnist/seed1", tmp_path / "dumps/lt/fc1/mnist/seed2")
+    combine(tmp_path, f"--raw={tmp_path / 'raw.csv'}")
+    assert set(pd.read_csv(tmp_path / "raw.csv")["seed"]) == {0, 1}
+    assert "mnist/seed2 has a run of --seed=1" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_missing_log_is_said(tmp_path, capsys):
-    write_run(tmp_path, "lt", [90, 91], end=900)
+    write_run(tmp_path, "lt", [90, 89], end=900)
     write_run(tmp_path, "reinit", [90, 91])
     combine(tmp_path, f"--csv={tmp_path / 'table.csv'}", f"--raw={tmp_path / 'raw.csv'}")
     assert "or its log is incomplete." in " ".join(capsys.readouterr().out.split())
@@ -1961,6 +1982,13 @@ def test_tables_follow_links_and_are_written_into_pipes(flag, experiment, tmp_pa
     assert pipe.is_fifo()
     assert os.read(reader, 2**20) == (tmp_path / "new/target").read_bytes() != b""
     os.close(reader)
+
+
+@pytest.mark.parametrize("name", ["lt_log.jsonl", "lt_settings.json", "lt_earlystop.dat", "a.png"])
+def test_a_table_does_not_replace_what_a_run_wrote(name, capsys):
+    with pytest.raises(SystemExit):
+        combine_plots.parse_args([f"--csv={name}"])
+    assert f"{name} cannot hold a table" in capsys.readouterr().err
 
 
 def test_a_table_does_not_replace_the_file_of_the_output(experiment, tmp_path):

@@ -1,9 +1,13 @@
 """The pages of results are true: their tables, figures and claims follow from the stored runs."""
 
+import itertools
+import json
 import re
 import shlex
+import subprocess
 import tarfile
 from functools import cache
+from operator import itemgetter
 
 import matplotlib
 import numpy as np
@@ -12,8 +16,11 @@ import pytest
 from matplotlib.image import imread
 
 import combine_plots
+import main
+import utils
 from conftest import ROOT, read_raw
 
+README = (ROOT / "README.md").read_text()
 INDEX = ROOT / "docs/results.md"
 RESULTS = ROOT / "docs/results"
 PAGES = {page.stem: page for page in sorted(RESULTS.glob("*.md"))}
@@ -21,11 +28,20 @@ COLUMNS = {title: name for name, title in combine_plots.COLUMNS.items()}
 PINNED = f"matplotlib=={matplotlib.__version__}" in (ROOT / "tests/constraints.txt").read_text()
 
 
+@cache
 def commands(topic):
+    """Return the commands of a page, as bash runs them: script and arguments of each."""
+    scripts = re.findall(r"^```sh\n(.*?)^```", PAGES[topic].read_text(), re.MULTILINE | re.DOTALL)
+    show = 'python3() { printf "%q " "$@"; echo; }\n'
+    shell = ["bash", "-euc", show + "".join(scripts)]
+    lines = subprocess.run(shell, check=True, capture_output=True, text=True).stdout.splitlines()
+    return [shlex.split(line) for line in lines]
+
+
+def drawings(topic):
     """Return the settings of combine_plots.py's commands on a page; the first writes the tables."""
-    text = PAGES[topic].read_text()
-    lines = re.findall(r"^python3 combine_plots.py (.*)$", text, re.MULTILINE)
-    return [combine_plots.parse_args(shlex.split(line)) for line in lines]
+    lines = commands(topic)
+    return [combine_plots.parse_args(args) for name, *args in lines if name == "combine_plots.py"]
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +50,44 @@ def stored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored")
     for path in RESULTS.glob("*/runs.tar.xz"):
         with tarfile.open(path) as archive:
-            archive.extractall(folder, filter="data")
+            files = [member for member in archive if member.isfile()]
+            assert not [member for member in files if (folder / member.name).exists()], path
+            archive.extractall(folder, files, filter="data")
     return folder
+
+
+@pytest.mark.parametrize("topic", PAGES)
+def test_stored_runs_have_the_settings_of_their_commands(topic, stored, monkeypatch):
+    monkeypatch.chdir(stored)
+    started = [main.parse_args(args) for name, *args in commands(topic) if name == "main.py"]
+    assert started
+    for args in started:
+        for seed in range(args.seed, args.seed + args.trials):
+            args.seed = seed
+            files = utils.Files(args)
+            recorded = json.loads(files.settings.read_text())
+            found = utils.difference(vars(args), recorded["settings"], recorded["defaults"])
+            assert found == ("", ""), files.settings
+            assert len(utils.read_array(files.array("compression"))) == args.prune_iterations
+
+
+def test_stored_arrays_follow_from_their_logs(stored):
+    logs = list(stored.rglob("*_log.jsonl"))
+    assert logs
+    for log in logs:
+        rows = map(json.loads, log.read_text().splitlines())
+        rounds = [list(group) for _, group in itertools.groupby(rows, itemgetter("round"))]
+        expected = pd.DataFrame(map(utils.round_summary, rounds))
+        for name in utils.ARRAYS:
+            path = log.with_name(log.name.replace("_log.jsonl", f"_{name}.dat"))
+            if path.exists():
+                np.testing.assert_allclose(utils.read_array(path), expected[name], err_msg=path)
 
 
 @pytest.mark.parametrize("topic", PAGES)
 def test_files_of_a_page_follow_from_the_stored_runs(topic, stored, tmp_path, monkeypatch):
     monkeypatch.chdir(stored)
-    for args in commands(topic):
+    for args in drawings(topic):
         args.figures = tmp_path
         for name in ("csv", "raw"):
             if path := getattr(args, name):
@@ -62,10 +108,10 @@ def test_files_of_a_page_follow_from_the_stored_runs(topic, stored, tmp_path, mo
 def results(topic):
     """Return the results of a topic's seeds, and their summary, two DataFrames."""
     runs = read_raw(RESULTS / topic / "seeds.csv")
-    wanted = commands(topic)[0].baseline
+    wanted = drawings(topic)[0].baseline
     summary = pd.concat(
         combine_plots.summary(of_dataset, combine_plots.find_baseline(of_dataset, wanted))
-        for _, of_dataset in runs.groupby("dataset")
+        for _, of_dataset in runs.groupby(["arch_type", "dataset"])
     )
     summary["seeds"] = summary["trials"]
     for table in (runs, summary):
@@ -76,10 +122,10 @@ def results(topic):
 # ---- Tables --------------------------------------------------------------------------------------
 
 
-def tables(path):
+def tables(text):
     """Yield the header and the rows of each table of a page, lists of cells."""
-    for table in re.findall(r"(?:^\|.*\n)+", path.read_text(), re.MULTILINE):
-        header, _, *rows = (line.strip("|\n").split("|") for line in table.splitlines())
+    for table in re.findall(r"^.+\n(?:\|-+)+\|\n(?:.+\n)+", text, re.MULTILINE):
+        header, _, *rows = (line.strip().strip("|").split("|") for line in table.splitlines())
         yield [cell.strip() for cell in header], [[cell.strip() for cell in row] for row in rows]
 
 
@@ -101,19 +147,27 @@ def row_of(topic, header, label):
         else:
             percent, curve = sorted([head, label], key=lambda text: "`" in text)
             found = table[(table["percent"] == percent) & (table["curve"] == curve.strip("`"))]
+            assert len(found) == 1, f"{len(found)} rows for {percent} of {curve}: {header[0]}"
             (row,) = found.to_dict("records")
             cells.append(combine_plots.mean_text(row, name))
     return cells
 
 
-@pytest.mark.parametrize(("topic", "path"), [("lenet", ROOT / "README.md"), *PAGES.items()])
-def test_tables_have_the_numbers_of_the_files(topic, path):
-    checked = 0
-    for header, rows in tables(path):
-        if header[0].rpartition(": ")[2] in COLUMNS:
-            assert rows == [row_of(topic, header, row[0]) for row in rows]
-            checked += len(rows)
-    assert checked
+TEXTS = {
+    "README.md": ("lenet", README.partition("\n## Results\n")[2].partition("\n## ")[0]),
+    **{page.name: (topic, page.read_text()) for topic, page in PAGES.items()},
+}
+
+
+@pytest.mark.parametrize(("topic", "text"), TEXTS.values(), ids=TEXTS)
+def test_tables_have_the_numbers_of_the_files(topic, text):
+    found = list(tables(text))
+    assert found
+    for header, rows in found:
+        if header[0] == "weights remaining":  # LeNet-5, of which the arrays were not kept
+            continue
+        assert header[0].rpartition(": ")[2] in COLUMNS
+        assert rows == [row_of(topic, header, row[0]) for row in rows]
 
 
 # ---- Claims --------------------------------------------------------------------------------------
@@ -140,6 +194,8 @@ CLAIMS = [
     ("lenet", "earlystopaccuracy", f"{REINIT} @ 3.58%", DENSE),
     ("lenet", "finalaccuracy", "lt @ 13.5%", DENSE),
     ("lenet", "trainaccuracy", "lt @ 13.5%"),
+    ("lenet", "earlystop", "random @ 21.1%", DENSE),
+    ("lenet", "earlystopaccuracy", "random @ 21.1%", DENSE),
     ("lenet", "earlystop", "random @ 2.87%", DENSE),
     ("lenet", "earlystopaccuracy", "random @ 2.87%", DENSE),
     *[
@@ -204,6 +260,7 @@ def claim_text(topic, name, *places):
         dataset, curve, percent = re.fullmatch("(?:(.*): )?(.*) @ (.*)", place).groups()
         rows = runs[(runs["curve"] == curve) & (runs["percent"] == percent)]
         rows = rows[rows["dataset"].isin([dataset] if dataset else rows["dataset"])]
+        assert rows["seed"].is_unique, place
         values.append(rows.set_index("seed")[name])
     if len(values) == 1:
         row = {name: values[0].mean(), f"{name}_std": values[0].std()}
@@ -222,7 +279,21 @@ def claim_text(topic, name, *places):
     return text
 
 
+NUMBER = r"[+-][\d.]+ \[[^]]*\](?: iterations \(.*?%\))?|[\d.]+ ± [\d.]+"
+
+
 def test_the_index_has_the_numbers_of_the_files():
-    number = r"[+-][\d.]+ \[[^]]*\](?: iterations \(.*?%\))?|[\d.]+ ± [\d.]+"
-    shown = re.findall(number, INDEX.read_text())
+    shown = re.findall(NUMBER, INDEX.read_text())
     assert shown == [claim_text(*claim) for claim in CLAIMS]
+
+
+def test_the_index_names_the_densities_of_its_numbers():
+    """In the row of a number, or above the table."""
+    claims = iter(CLAIMS)
+    for section in INDEX.read_text().split("\n## "):
+        above = section.partition("\n|")[0]
+        for line in section.splitlines():
+            for _ in re.findall(NUMBER, line):
+                _, _, *places = next(claims)
+                percents = {place.rpartition(" @ ")[2] for place in places} - {"100%"}
+                assert not {percent for percent in percents if percent not in above + line}, line
