@@ -6,7 +6,6 @@ import shutil
 import subprocess
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -556,31 +555,6 @@ def test_figures_and_links_exist():
             assert not mark or target.read_bytes().startswith(b"\x89PNG")
         for figure in re.findall(r'<img src="(.*?)"', page.read_text()):
             assert (page.parent / figure).read_bytes().startswith(b"\x89PNG")
-
-
-def measured(table, curve, percent, column):
-    """Return the mean, and the range if there is one, as text."""
-    rows = table[table["curve"] == curve]
-    row = rows.loc[(rows["weights_remaining"] - percent).abs().idxmin()]
-    assert row["weights_remaining"] == pytest.approx(percent, abs=0.06)
-    mean, low, high = row[[column, f"{column}_min", f"{column}_max"]]
-    text = f"{mean:.2f}"
-    return f"{text} ({low:.2f} to {high:.2f})" if low < high else text
-
-
-def test_the_barriers_of_lenet5_are_those_of_their_file():
-    page = (ROOT / "docs/results/stability.md").read_text()
-    text = page.partition("\n## LeNet-5 on FashionMNIST\n")[2]
-    _, _, *rows = re.search(r"(^\|.*\n)+", text, re.MULTILINE)[0].splitlines()
-    assert rows
-    table = pd.read_csv(ROOT / "docs/fashionmnist_lenet5_stability.csv")
-    for row in rows:
-        percent, *shown = [cell.strip() for cell in row.strip("|").split("|")]
-        assert shown == [
-            measured(table, f"lt, rewind_iter={k}", float(percent.removesuffix("%")), column)
-            for column in ("barrier", "bestaccuracy")
-            for k in (0, 500)
-        ]
 
 
 def test_the_example_has_the_numbers_of_its_file():
