@@ -244,6 +244,10 @@ CLAIMS = [
         for criterion in ("criterion=snip", "criterion=grasp", "criterion=synflow")
     ],
     *[
+        ("before_lenet5", "bestaccuracy", f"random @ {at}", f"lt @ {at}")
+        for at in ("60.0%", "21.6%", "7.78%")
+    ],
+    *[
         ("criteria", "bestaccuracy", f"lt, criterion={name} @ 5.50%", f"{MAGNITUDE} @ 5.50%")
         for name in ("increase", "movement", "initial")
     ],
