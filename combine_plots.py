@@ -54,6 +54,7 @@ COLUMNS = {  # arrays with a value per round
 DIGITS = dict.fromkeys(COLUMNS, 2) | {"earlystop": 0}  # after the decimal point, in tables
 # By default, if measured: are tickets more accurate? are they faster? are they stable?
 PRINTED = ["bestaccuracy", "earlystop", "barrier"]
+FORMATS = ["png", "pdf", "svg"]  # of figures
 STABLE = 2  # points: networks with a lower barrier are stable, say Frankle et al. (2020)
 TITLES = COLUMNS | {
     "bestaccuracy_difference": "difference in test accuracy (points)",
@@ -229,11 +230,13 @@ def read_runs(found):
     evaluations have curve, seed and the columns of read_log.
     """
     results = {}
+    recorded = {}
     order = [*PRUNE_TYPES, *sorted({files.prune_type for files in found}.difference(PRUNE_TYPES))]
     for files in sorted(found, key=lambda files: order.index(files.prune_type)):
-        if (run := read_run(files)) is not None:
+        content = read_settings(files)
+        if (run := read_run(files, content.get("seed"))) is not None:
             results[files] = run
-    recorded = {files: read_settings(files) for files in results}
+            recorded[files] = content
     settings, curves = name_curves(recorded)
     logs = {files: read_log(files.log) for files in without_copies(results, curves)}
     note_versions([recorded[files] for files in logs])
@@ -282,10 +285,10 @@ def without_copies(results, curves):
     return [files for files in results if files not in copies]
 
 
-def read_run(files):
+def read_run(files, seed):
     """Return the finished rounds of a run, a DataFrame; None if it has none that can be read.
 
-    The columns are round, weights_remaining and COLUMNS.
+    The columns are round, weights_remaining and COLUMNS. `seed` is that of its settings, or None.
     """
     paths = {name: files.array(name) for name in ("compression", *COLUMNS)}
     try:
@@ -300,8 +303,7 @@ def read_run(files):
             raise utils.BadInput(
                 f"{paths['compression']}, or an array beside it, has no percentages"
             )
-        seed = read_settings(files).get("seed", files.seed)
-        if seed != files.seed:  # a copied folder is not another seed
+        if seed not in (None, files.seed):  # a copied folder is not another seed
             raise utils.BadInput(f"{files.dumps} has a run of --seed={seed}")
     except utils.BadInput as error:
         warn(f"left out: {error}")
@@ -373,7 +375,7 @@ def read_settings(files):
         if recorded.get("connect_to"):  # its masks were found in the other order
             of_source = {name: of_source[name] for name in of_source.keys() - utils.ORDER_SETTINGS}
         return {
-            "seed": recorded.get("seed", files.seed),
+            "seed": recorded.get("seed"),
             "settings": settings,
             "of_source": of_source,
             "source": "source" if recorded.get("tickets_from") else recorded.get("masks_from"),
@@ -1188,7 +1190,7 @@ def parse_args(argv=None):
              " the folders A and B%(default).0s)")
     add("--baseline", metavar="NAME",
         help="curve that differences are taken from (default: the only one of lt%(default).0s)")
-    add("--format", default="png", choices=["png", "pdf", "svg"],
+    add("--format", default=FORMATS[0], choices=FORMATS,
         help="file type of the figures")
     for flag, content in (
         ("--csv", "the table, with a row per curve and round"),
@@ -1211,7 +1213,7 @@ def check_tables(parser, tables):
     places = [Path(table).resolve() for table in tables if table]
     for place in places:
         output = place.is_file() and os.path.samestat(place.stat(), os.fstat(1))
-        result = place.suffix in (".dat", ".json", ".jsonl", ".png", ".pdf", ".svg")
+        result = place.suffix.removeprefix(".") in ("dat", "json", "jsonl", *FORMATS)
         if place.is_dir() or result or output or places.count(place) > 1:
             parser.error(
                 f"{place} cannot hold a table: it is a folder, a run's array, log, settings or "

@@ -8,10 +8,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import itertools
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +43,40 @@ def command(*args, cwd=ROOT, timeout=120):
     return subprocess.run(
         [sys.executable, *map(str, args)], cwd=cwd, timeout=timeout, capture_output=True, text=True
     )
+
+
+# A program that does nothing but write its name and its arguments to a file, in one line.
+STUB = r"""#!/bin/sh
+line=$(printf '%s\037' "${0##*/}" "$@")
+printf '%s\n' "$line" >> "$STARTED"
+"""
+
+
+def started(script):
+    """Return the commands that a shell script starts, without effects: name and arguments."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for program in ("python3", "pip", "torchrun", "sbatch", "tar"):
+            (folder / program).write_text(STUB)
+            (folder / program).chmod(0o755)
+        (folder / ".venv/bin").mkdir(parents=True)
+        (folder / ".venv/bin/activate").touch()
+        (folder / "started").touch()
+        variables = {
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "STARTED": str(folder / "started"),
+            "SLURM_ARRAY_TASK_ID": "3",
+            "I": "1",
+        }
+        shell = ["bash", "-euc", script]
+        subprocess.run(shell, cwd=folder, env=os.environ | variables, check=True, timeout=60)
+        lines = (folder / "started").read_text().splitlines()
+    return [line.rstrip("\x1f").split("\x1f") for line in lines]
+
+
+def shell_blocks(page):
+    """Return the shell scripts on a page."""
+    return re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def png_size(path):

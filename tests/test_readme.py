@@ -1,9 +1,7 @@
 """README and docs are true: their code and commands work as printed, and they list every flag."""
 
-import os
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -22,6 +20,8 @@ from conftest import (
     needs_linux,
     read_raw,
     same,
+    shell_blocks,
+    started,
     ticket,
     trial_data,
 )
@@ -410,39 +410,10 @@ def test_all_flags_in_the_text_exist():
         assert found <= known, page
 
 
-# A program that does nothing but write its name and its arguments to a file, in one line.
-STUB = r"""#!/bin/sh
-line=$(printf '%s\037' "${0##*/}" "$@")
-printf '%s\n' "$line" >> "$STARTED"
-"""
-
-
-@pytest.fixture
-def started(tmp_path, monkeypatch):
-    """A function that runs a shell script and returns the commands it starts, without effects."""
-    for name in ("python3", "pip", "torchrun", "sbatch", "tar"):
-        (tmp_path / name).write_text(STUB)
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / ".venv/bin").mkdir(parents=True)
-    (tmp_path / ".venv/bin/activate").touch()
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("STARTED", str(tmp_path / "started"))
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    monkeypatch.setenv("I", "1")
-
-    def run(script):
-        (tmp_path / "started").write_text("")
-        subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=60)
-        lines = (tmp_path / "started").read_text().splitlines()
-        return [line.rstrip("\x1f").split("\x1f") for line in lines]
-
-    return run
-
-
 @needs_linux
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_is_valid(page, started):
-    for script in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+def test_every_command_is_valid(page):
+    for script in shell_blocks(page):
         commands = started(script)
         assert commands, script
         for name, *args in commands:
