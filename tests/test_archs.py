@@ -39,6 +39,7 @@ def test_the_datasets_and_architectures_of_the_readme_are_found():
         "lenet5",
         "alexnet",
         "vgg16",
+        "resnet8",
         "resnet18",
         "densenet121",
     }
@@ -49,6 +50,11 @@ def test_logits_have_the_shape_of_the_dataset(dataset, arch_type):
     facts = archs.facts(dataset)
     images = torch.rand(2, facts.CHANNELS, facts.SIZE, facts.SIZE)
     assert archs.build(dataset, arch_type)(images).shape == (2, facts.CLASSES)
+
+
+def test_resnet8_has_the_parameters_that_its_file_states():
+    model = archs.build("cifar10", "resnet8")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 78_042
 
 
 @pytest.mark.parametrize(("dataset", "arch_type"), pairs("CHANNELS", "SIZE"))

@@ -456,7 +456,17 @@ def test_the_papers_rates_give_the_papers_percentages(arch_type, flags, expected
 
 @pytest.mark.parametrize(
     "arch_type",
-    ["fc1", "lenet5", "conv2", "alexnet", "vgg16", "resnet18", "resnet20", "densenet121"],
+    [
+        "fc1",
+        "lenet5",
+        "conv2",
+        "alexnet",
+        "vgg16",
+        "resnet8",
+        "resnet18",
+        "resnet20",
+        "densenet121",
+    ],
 )
 def test_each_type_of_layer_has_its_rate(arch_type):
     flags = ["--prune_percent=20", "--prune_percent_conv=15", "--prune_percent_output=0"]
@@ -480,7 +490,7 @@ def test_each_type_of_layer_has_its_rate(arch_type):
         )
         assert found[name] == (20 if isinstance(layer, nn.Linear) else 5 if shortcut else 15)
     shortcuts = [name for name in others if found[name] == 5]
-    assert len(shortcuts) == {"resnet18": 3, "resnet20": 2}.get(arch_type, 0)
+    assert len(shortcuts) == {"resnet8": 2, "resnet18": 3, "resnet20": 2}.get(arch_type, 0)
 
 
 @pytest.mark.parametrize("scope", main.SCOPES)

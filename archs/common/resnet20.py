@@ -22,22 +22,21 @@ def build(channels, size, classes):
         conv3x3(channels, 16),
         nn.BatchNorm2d(16),
         nn.ReLU(),
-        stage(16, 16, stride=1),
-        stage(16, 32, stride=2),
-        stage(32, 64, stride=2),
+        stage(16, 16, stride=1, blocks=3),
+        stage(16, 32, stride=2, blocks=3),
+        stage(32, 64, stride=2, blocks=3),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(64, classes),
     )
 
 
-def stage(inputs, outputs, stride):
-    """Return three blocks; the first changes the channels and, with stride 2, halves the image."""
+def stage(inputs, outputs, stride, blocks):
+    """Return blocks; the first changes the channels and, with stride 2, halves the image."""
     shortcut = None
     if stride > 1:
         shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
     return nn.Sequential(
         BasicBlock(inputs, outputs, stride, shortcut),
-        BasicBlock(outputs, outputs),
-        BasicBlock(outputs, outputs),
+        *(BasicBlock(outputs, outputs) for _ in range(blocks - 1)),
     )
