@@ -11,8 +11,8 @@ architecture and dataset it prints a table and what follows from it, and draws
   the paper's Figure 4;
 - test accuracy of the untrained tickets;
 - test accuracy during training for some rounds, as in the paper's Figure 3;
-- with `main.py --connect_to`, the error barrier between two runs, and the test error on the line
-  between their networks.
+- with `main.py --connect_to`, the error barrier between two runs beside test accuracy, and the test
+  error on the line between their networks.
 
 Seeds with the same settings give a mean and a range. Runs with different settings get a curve each,
 whether they are in one folder or in several:
@@ -60,12 +60,12 @@ TITLES = COLUMNS | {
     "bestaccuracy_difference": "difference in test accuracy (points)",
     "earlystop_difference": "difference in early-stopping iteration",
 }
-FIGURES = {
+FIGURES = {  # a figure is drawn if its first quantity is measured
     "combined": ["bestaccuracy"],
     "differences": ["bestaccuracy_difference", "earlystop_difference"],  # from the baseline
     "earlystop": ["earlystop", "earlystopaccuracy", "finalaccuracy"],  # the paper's Figure 4
     "untrained": ["untrained"],
-    "barrier": ["barrier"],
+    "barrier": ["barrier", "bestaccuracy"],  # do both go together?
 }
 LOGGED = [
     "round",
@@ -938,10 +938,10 @@ def draw_experiment(args, table, log, baseline):
     title = f"{arch_type}, {dataset}"
     place = f"{arch_type}_{dataset}.{args.format}"
     print(f"{title}:")
-    for name, columns in FIGURES.items():
-        columns = measured(table, columns)
-        if not columns:
+    for name, (first, *others) in FIGURES.items():
+        if not measured(table, [first]):
             continue
+        columns = [first, *measured(table, others)]
         counts, *spread = (
             ("pairs", "95% interval", ENOUGH) if name == "differences" else ("trials", "range", 2)
         )

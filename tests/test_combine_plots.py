@@ -561,21 +561,24 @@ def connected(tmp_path):
     return tmp_path
 
 
-def test_barriers_are_drawn_with_the_limit_of_stable_networks(connected, figures):
+def test_barriers_are_drawn_with_the_limit_of_stable_networks_above_test_accuracy(
+    connected, figures
+):
     combine(connected)
-    (panel,) = figures["barrier_fc1_mnist.png"]
+    panel, accuracy = figures["barrier_fc1_mnist.png"]
     assert panel["lines"] == {"lt": approx([(100, 3), (80, 1.5), (64, 1)])}
     assert panel["bars"] == approx([(100, 2, 4), (80, 0.5, 2.5), (64, 0, 2)])
     assert panel["dotted"] == {"stable below 2 points": 2}
-    assert panel["legend"] == ["lt", "stable below 2 points"]
+    assert panel["legend"] == ["lt", "stable below 2 points", "lt, dense"]
     assert panel["title"] == "fc1, mnist: mean and range, 2 seeds"
     assert panel["label"] == "error barrier (points)"
+    assert accuracy == figures["combined_fc1_mnist.png"][0] | {"legend": panel["legend"]}
 
 
 def test_the_axis_of_barriers_begins_at_0(tmp_path, figures):
     write_connected(tmp_path, [[4, 8, 4], [4, 7, 4]])
     combine(tmp_path)
-    (panel,) = figures["barrier_fc1_mnist.png"]
+    panel, _ = figures["barrier_fc1_mnist.png"]
     assert panel["range"][0] == 0
     assert panel["range"][1] > 4
 
