@@ -236,6 +236,18 @@ CLAIMS = [
     ("stability", "barrier", "lt, rewind_iter=500 @ 100%"),
     ("stability", "barrier", "lt, rewind_iter=0 @ 21.6%"),
     ("stability", "bestaccuracy", "lt, rewind_iter=0 @ 21.6%", "lt, rewind_iter=0 @ 100%"),
+    ("rewinding", "bestaccuracy", "lt, rewind_iter=0, * @ 16.7%", "lt, * @ 100%"),
+    *[
+        ("rewinding", "bestaccuracy", f"lt, rewind_iter=200, * @ {percent}", "lt, * @ 100%")
+        for percent in ("40.5%", "16.7%", "7.17%")
+    ],
+    ("rewinding", "bestaccuracy", "reinit, * @ 16.7%", "lt, rewind_iter=0, * @ 16.7%"),
+    ("rewinding", "bestaccuracy", "random, * @ 16.7%", "lt, rewind_iter=200, * @ 16.7%"),
+    *[("rewinding", "barrier", f"lt, rewind_iter={k}, * @ 100%") for k in (0, 200)],
+    ("rewinding", "barrier", "lt, rewind_iter=200, * @ 16.7%"),
+    ("rewinding", "barrier", "lt, rewind_iter=0, * @ 16.7%"),
+    ("rewinding", "barrier", "lt, rewind_iter=0, * @ 40.5%"),
+    ("rewinding", "bestaccuracy", "lt, rewind_iter=0, * @ 40.5%", "lt, * @ 100%"),
     *[
         ("before", "bestaccuracy", f"lt, criterion={name} @ 5.50%", f"{MAGNITUDE} @ 5.50%")
         for name in ("snip", "grasp", "synflow")
