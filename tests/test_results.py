@@ -90,9 +90,6 @@ def test_files_of_a_page_follow_from_the_stored_runs(topic, stored, tmp_path, mo
             if path := getattr(args, name):
                 setattr(args, name, tmp_path / (ROOT / path).relative_to(RESULTS / topic))
         combine_plots.main(args)
-    for code in re.findall(r"```python\n(.*?)```", PAGES[topic].read_text(), re.DOTALL):
-        if "savefig" in code:
-            exec(code.replace(f"docs/results/{topic}", str(tmp_path)), {})
     names = {path.name for path in (RESULTS / topic).iterdir()} - {"runs.tar.xz"}
     assert names <= {path.name for path in tmp_path.iterdir()}
     for name in ("summary.csv", "seeds.csv"):

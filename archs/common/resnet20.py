@@ -18,13 +18,18 @@ PAPER = """
 
 
 def build(channels, size, classes):
+    return resnet(channels, classes, stride=1, blocks=3)
+
+
+def resnet(channels, classes, stride, blocks):
+    """Return a ResNet with three stages of blocks, and with a stride of the first convolution."""
     return nn.Sequential(
-        conv3x3(channels, 16),
+        conv3x3(channels, 16, stride),
         nn.BatchNorm2d(16),
         nn.ReLU(),
-        stage(16, 16, stride=1, blocks=3),
-        stage(16, 32, stride=2, blocks=3),
-        stage(32, 64, stride=2, blocks=3),
+        stage(16, 16, stride=1, blocks=blocks),
+        stage(16, 32, stride=2, blocks=blocks),
+        stage(32, 64, stride=2, blocks=blocks),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(64, classes),
@@ -32,7 +37,7 @@ def build(channels, size, classes):
 
 
 def stage(inputs, outputs, stride, blocks):
-    """Return blocks; the first changes the channels and, with stride 2, halves the image."""
+    """Return a stage. Its first block sets the channels and, with stride 2, halves the image."""
     shortcut = None
     if stride > 1:
         shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))

@@ -4,21 +4,8 @@ The first convolution halves the image, which leaves a quarter of the work. For 
 network has 78,042 parameters.
 """
 
-from torch import nn
-from torchvision.models.resnet import conv3x3
-
-from archs.common.resnet20 import stage
+from archs.common.resnet20 import resnet
 
 
 def build(channels, size, classes):
-    return nn.Sequential(
-        conv3x3(channels, 16, stride=2),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        stage(16, 16, stride=1, blocks=1),
-        stage(16, 32, stride=2, blocks=1),
-        stage(32, 64, stride=2, blocks=1),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(64, classes),
-    )
+    return resnet(channels, classes, stride=2, blocks=1)
