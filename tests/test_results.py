@@ -90,6 +90,10 @@ def test_files_of_a_page_follow_from_the_stored_runs(topic, stored, tmp_path, mo
             if path := getattr(args, name):
                 setattr(args, name, tmp_path / (ROOT / path).relative_to(RESULTS / topic))
         combine_plots.main(args)
+    for code in re.findall(r"```python\n(.*?)```", PAGES[topic].read_text(), re.DOTALL):
+        if "savefig" in code:  # pages also show code that is not to be run
+            with matplotlib.rc_context():
+                exec(code.replace(f"docs/results/{topic}", str(tmp_path)), {})
     names = {path.name for path in (RESULTS / topic).iterdir()} - {"runs.tar.xz"}
     assert names <= {path.name for path in tmp_path.iterdir()}
     for name in ("summary.csv", "seeds.csv"):
@@ -172,6 +176,7 @@ MOVED = "lt, source's tickets, source's dataset"
 REDRAWN = "reinit, source's masks, source's dataset"
 MAGNITUDE = "lt, criterion=magnitude"
 SCOPE = "random, prune_scope"
+NEW = "reinit, *lt's rewind_iter"
 # What the index says of two curves and their densities, or of one, in this order. A curve may be a
 # pattern of fnmatch; each seed then counts with the mean of its networks.
 CLAIMS = [
@@ -233,18 +238,25 @@ CLAIMS = [
     ("stability", "barrier", "lt, rewind_iter=500 @ 100%"),
     ("stability", "barrier", "lt, rewind_iter=0 @ 21.6%"),
     ("stability", "bestaccuracy", "lt, rewind_iter=0 @ 21.6%", "lt, rewind_iter=0 @ 100%"),
-    ("rewinding", "bestaccuracy", "lt, rewind_iter=0, * @ 16.7%", "lt, * @ 100%"),
     *[
-        ("rewinding", "bestaccuracy", f"lt, rewind_iter=200, * @ {percent}", "lt, * @ 100%")
+        ("rewinding", "bestaccuracy", f"lt, rewind_iter={k}, * @ {percent}", "lt, * @ 100%")
+        for k in (0, 50, 200)
         for percent in ("40.5%", "16.7%", "7.17%")
     ],
-    ("rewinding", "bestaccuracy", "reinit, * @ 16.7%", "lt, rewind_iter=0, * @ 16.7%"),
-    ("rewinding", "bestaccuracy", "random, * @ 16.7%", "lt, rewind_iter=200, * @ 16.7%"),
-    *[("rewinding", "barrier", f"lt, rewind_iter={k}, * @ 100%") for k in (0, 200)],
-    ("rewinding", "barrier", "lt, rewind_iter=200, * @ 16.7%"),
-    ("rewinding", "barrier", "lt, rewind_iter=0, * @ 16.7%"),
-    ("rewinding", "barrier", "lt, rewind_iter=0, * @ 40.5%"),
-    ("rewinding", "bestaccuracy", "lt, rewind_iter=0, * @ 40.5%", "lt, * @ 100%"),
+    *[
+        ("rewinding", "bestaccuracy", f"{NEW}=0 @ {percent}", f"lt, rewind_iter=0, * @ {percent}")
+        for percent in ("40.5%", "16.7%", "7.17%")
+    ],
+    *[
+        ("rewinding", "bestaccuracy", f"{curve} @ 16.7%", "lt, rewind_iter=200, * @ 16.7%")
+        for curve in (f"{NEW}=200", "random, *")
+    ],
+    *[("rewinding", "barrier", f"lt, rewind_iter={k}, * @ 100%") for k in (0, 50, 100, 200)],
+    *[
+        ("rewinding", "barrier", f"lt, rewind_iter={k}, * @ {percent}")
+        for k in (50, 200, 0)
+        for percent in ("40.5%", "16.7%")
+    ],
     *[
         ("before", "bestaccuracy", f"lt, criterion={name} @ 5.50%", f"{MAGNITUDE} @ 5.50%")
         for name in ("snip", "grasp", "synflow")
