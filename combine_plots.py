@@ -1213,11 +1213,11 @@ def check_tables(parser, tables):
     places = [Path(table).resolve() for table in tables if table]
     for place in places:
         output = place.is_file() and os.path.samestat(place.stat(), os.fstat(1))
-        result = place.suffix.removeprefix(".") in ("dat", "json", "jsonl", *FORMATS)
+        result = place.suffix.removeprefix(".") in ("dat", "json", "jsonl", "tar", *FORMATS)
         if place.is_dir() or result or output or places.count(place) > 1:
             parser.error(
-                f"{place} cannot hold a table: it is a folder, a run's array, log, settings or "
-                "figure, the file of the output, or that of another table"
+                f"{place} cannot hold a table: it is a folder, a run's array, ticket, log, "
+                "settings or figure, the file of the output, or that of another table"
             )
 
 

@@ -1987,7 +1987,10 @@ def test_tables_follow_links_and_are_written_into_pipes(flag, experiment, tmp_pa
     os.close(reader)
 
 
-@pytest.mark.parametrize("name", ["lt_log.jsonl", "lt_settings.json", "lt_earlystop.dat", "a.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["lt_log.jsonl", "lt_settings.json", "lt_earlystop.dat", "0_model_lt.pth.tar", "a.png"],
+)
 def test_a_table_does_not_replace_what_a_run_wrote(name, capsys):
     with pytest.raises(SystemExit):
         combine_plots.parse_args([f"--csv={name}"])
