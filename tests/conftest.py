@@ -74,9 +74,9 @@ def started(script):
     return [line.rstrip("\x1f").split("\x1f") for line in lines]
 
 
-def shell_blocks(page):
-    """Return the shell scripts on a page."""
-    return re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+def code_blocks(page, language):
+    """Return the code on a page in a language, such as sh."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def png_size(path):

@@ -16,11 +16,11 @@ from archs.sparse import WeightRead
 from conftest import (
     ROOT,
     check_masks,
+    code_blocks,
     command,
     needs_linux,
     read_raw,
     same,
-    shell_blocks,
     started,
     ticket,
     trial_data,
@@ -413,7 +413,7 @@ def test_all_flags_in_the_text_exist():
 @needs_linux
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_is_valid(page):
-    for script in shell_blocks(page):
+    for script in code_blocks(page, "sh"):
         commands = started(script)
         assert commands, script
         for name, *args in commands:

@@ -17,7 +17,7 @@ from matplotlib.image import imread
 import combine_plots
 import main
 import utils
-from conftest import ROOT, read_raw, shell_blocks, started
+from conftest import ROOT, code_blocks, read_raw, started
 
 README = (ROOT / "README.md").read_text()
 INDEX = ROOT / "docs/results.md"
@@ -30,7 +30,7 @@ PINNED = f"matplotlib=={matplotlib.__version__}" in (ROOT / "tests/constraints.t
 @cache
 def commands(topic):
     """Return the commands of a page: interpreter, script and arguments of each."""
-    return [words for script in shell_blocks(PAGES[topic]) for words in started(script)]
+    return [words for script in code_blocks(PAGES[topic], "sh") for words in started(script)]
 
 
 def drawings(topic):
@@ -90,7 +90,7 @@ def test_files_of_a_page_follow_from_the_stored_runs(topic, stored, tmp_path, mo
             if path := getattr(args, name):
                 setattr(args, name, tmp_path / (ROOT / path).relative_to(RESULTS / topic))
         combine_plots.main(args)
-    for code in re.findall(r"```python\n(.*?)```", PAGES[topic].read_text(), re.DOTALL):
+    for code in code_blocks(PAGES[topic], "python"):
         if "savefig" in code:  # pages also show code that is not to be run
             with matplotlib.rc_context():
                 exec(code.replace(f"docs/results/{topic}", str(tmp_path)), {})
@@ -176,7 +176,6 @@ MOVED = "lt, source's tickets, source's dataset"
 REDRAWN = "reinit, source's masks, source's dataset"
 MAGNITUDE = "lt, criterion=magnitude"
 SCOPE = "random, prune_scope"
-NEW = "reinit, *lt's rewind_iter"
 # What the index says of two curves and their densities, or of one, in this order. A curve may be a
 # pattern of fnmatch; each seed then counts with the mean of its networks.
 CLAIMS = [
@@ -244,12 +243,17 @@ CLAIMS = [
         for percent in ("40.5%", "16.7%", "7.17%")
     ],
     *[
-        ("rewinding", "bestaccuracy", f"{NEW}=0 @ {percent}", f"lt, rewind_iter=0, * @ {percent}")
+        (
+            "rewinding",
+            "bestaccuracy",
+            f"{REINIT}, *rewind_iter=0 @ {percent}",
+            f"lt, rewind_iter=0, * @ {percent}",
+        )
         for percent in ("40.5%", "16.7%", "7.17%")
     ],
     *[
         ("rewinding", "bestaccuracy", f"{curve} @ 16.7%", "lt, rewind_iter=200, * @ 16.7%")
-        for curve in (f"{NEW}=200", "random, *")
+        for curve in (f"{REINIT}, *rewind_iter=200", "random, *")
     ],
     *[("rewinding", "barrier", f"lt, rewind_iter={k}, * @ 100%") for k in (0, 50, 100, 200)],
     *[
