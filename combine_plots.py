@@ -810,7 +810,7 @@ def difference_text(row, name):
 def draw_run(files):
     """Draw the figure over all rounds of a run, and the figures of single rounds if missing."""
     runs, log = read_runs([files])
-    smoothed = read_settings(files).get("settings", {}).get("label_smoothing", "0.0") != "0.0"
+    smoothed = read_settings(files).get("settings", {}).get("label_smoothing", "0") != "0"
     for round_, curve in zip(runs["round"], runs["curve"], strict=True):
         path = files.figure(f"LossVsAccuracy_{round_}")
         if not path.exists():

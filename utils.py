@@ -254,7 +254,9 @@ def as_flag(value):
     """Return the value of a flag as text, as on the command line."""
     if value in (None, []):
         return "none"
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def plural(n, noun):

@@ -851,7 +851,7 @@ NETWORK = {"network": "Linear()", "data": "digest"}
             ["reinit, lt's masks", "random"],
         ),
         (  # the other rates follow from prune_percent
-            [("lt", {"prune_percent": 20}), ("lt", {"prune_percent": 10})],
+            [("lt", {"prune_percent": 20.0}), ("lt", {"prune_percent": 10.0})],
             ["lt, prune_percent=20", "lt, prune_percent=10"],
         ),
         (
