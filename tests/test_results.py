@@ -262,6 +262,15 @@ CLAIMS = [
         for percent in ("40.5%", "16.7%")
     ],
     *[
+        (
+            "rewinding_steps",
+            "bestaccuracy",
+            f"lt, prune_percent=36, * @ {smaller}",
+            f"lt, prune_percent=60, * @ {larger}",
+        )
+        for smaller, larger in (("17.5%", "16.7%"), ("7.64%", "7.17%"))
+    ],
+    *[
         ("before", "bestaccuracy", f"lt, criterion={name} @ 5.50%", f"{MAGNITUDE} @ 5.50%")
         for name in ("snip", "grasp", "synflow")
     ],
