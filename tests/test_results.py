@@ -262,6 +262,13 @@ CLAIMS = [
         for percent in ("40.5%", "16.7%")
     ],
     *[
+        ("rewinding_longer", name, f"lt, rewind_iter={k}, * @ {percent}", *compared)
+        for k in (0, 400)
+        for name, *compared in (("bestaccuracy", "lt, * @ 100%"), ("barrier",))
+        for percent in ("40.5%", "16.7%")
+    ],
+    *[("rewinding_longer", "barrier", f"lt, rewind_iter={k}, * @ 100%") for k in (200, 400)],
+    *[
         (
             "rewinding_steps",
             "bestaccuracy",
