@@ -167,8 +167,8 @@ def test_reinit_with_masks_from_lt_gives_its_tickets_new_weights(small_args, sta
     ("change", "shown", "remedy"),
     [
         ({"lr": 0.01}, "lr=0.0012, not 0.01", "Give --lr=0.0012"),
-        ({"prune_percent": 30}, "prune_percent=20.0, not 30.0", "Give --prune_percent=20.0"),
-        ({"prune_percent_output": 5}, "=20.0, not 5.0", "Give --prune_percent_output=20.0"),
+        ({"prune_percent": 30}, "prune_percent=20, not 30", "Give --prune_percent=20"),
+        ({"prune_percent_output": 5}, "=20, not 5", "Give --prune_percent_output=20"),
         ({"lr_milestones": "5,9"}, "lr_milestones=none, not 5,9", "Give --lr_milestones=none"),
         ({"augment": True}, "augment=False, not True", "Leave out --augment"),
     ],

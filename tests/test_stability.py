@@ -490,7 +490,7 @@ def test_barriers_of_a_lost_round_are_deleted(pair, stop_after):
         ({"lr": 0.1}, "with --lr=0.0012, not 0.1", "Give --lr=0.0012, or"),
         ({"rewind_iter": 0}, f"with --rewind_iter={K}, not 0", f"Give --rewind_iter={K}, or"),
         ({"augment": True}, "with --augment=False, not True", "Leave out --augment, or"),
-        ({"prune_percent": 30}, "with --prune_percent=20.0, not 30.0", "Give"),
+        ({"prune_percent": 30}, "with --prune_percent=20, not 30", "Give"),
         ({"arch_type": "lenet5"}, "with --arch_type=fc1, not lenet5", "Give"),
         ({"val_size": 100}, "with --val_size=200, not 100", "Give"),
     ],

@@ -330,8 +330,8 @@ def test_only_the_number_of_outputs_may_differ(change, missing):
             f"with --rewind_iter={K}, not 0",
             f"Give --rewind_iter={K}, or",
         ),
-        ({"prune_percent": 30}, "with --prune_percent=20.0, not 30.0", "Give --prune_percent=20"),
-        ({"prune_percent_output": 5}, "with --prune_percent_output=20.0, not 5.0", "Give"),
+        ({"prune_percent": 30}, "with --prune_percent=20, not 30", "Give --prune_percent=20"),
+        ({"prune_percent_output": 5}, "with --prune_percent_output=20, not 5", "Give"),
         ({"prune_scope": "global"}, "with --prune_scope=layer, not global", "Give"),
         ({"criterion": "movement"}, "with --criterion=magnitude, not movement", "Give"),
         ({"one_shot": True}, "with --one_shot=False, not True", "Leave out --one_shot, or"),
@@ -686,7 +686,7 @@ def test_curves_are_named_by_the_settings_of_their_sources(pair, new_dataset, tm
         (
             ({"prune_percent": 30}, {"prune_percent": 30}),
             ({}, {}),
-            ["prune_percent=30.0", "prune_percent=20.0"],
+            ["prune_percent=30", "prune_percent=20"],
         ),
     ],
 )
