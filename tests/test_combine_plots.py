@@ -855,6 +855,10 @@ NETWORK = {"network": "Linear()", "data": "digest"}
             ["lt, prune_percent=20", "lt, prune_percent=10"],
         ),
         (
+            [("lt", {"lr": 0.1}), ("lt", {"lr": 0.10000001})],
+            ["lt, lr=0.1", "lt, lr=0.10000001"],
+        ),
+        (
             [
                 ("lt", {"prune_percent": 20, "prune_percent_output": 10}),
                 ("lt", {"prune_percent": 20}),
