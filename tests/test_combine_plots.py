@@ -854,7 +854,7 @@ NETWORK = {"network": "Linear()", "data": "digest"}
             [("lt", {"prune_percent": 20.0}), ("lt", {"prune_percent": 10.0})],
             ["lt, prune_percent=20", "lt, prune_percent=10"],
         ),
-        (
+        (  # numbers are not rounded
             [("lt", {"lr": 0.1}), ("lt", {"lr": 0.10000001})],
             ["lt, lr=0.1", "lt, lr=0.10000001"],
         ),
